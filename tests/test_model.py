@@ -1,0 +1,27 @@
+"""When a stage or a build is over: noticed late perhaps, never early."""
+
+import pytest
+
+from codeartsfs.model import BuildRecord, StageRun, is_final_word
+from codeartsfs.names import RecordId, Stage
+
+FINAL = ["success", "failure", "aborted", "schedule_failure", "finished", "error", "timeout"]
+NOT_FINAL = ["", "running", "waiting", "queued", "init", "pending", "a word nobody knows", "succes"]
+
+
+@pytest.mark.parametrize("word", [*FINAL, *map(str.upper, FINAL), *map(str.title, FINAL)])
+def test_final_words_count_in_any_case(word: str) -> None:
+    assert is_final_word(word)
+
+
+@pytest.mark.parametrize("word", NOT_FINAL)
+def test_unknown_words_are_not_final(word: str) -> None:
+    assert not is_final_word(word)
+    assert not StageRun(Stage("stage1"), status=word).final
+    assert not BuildRecord(RecordId("a" * 36), status=word).final
+
+
+@pytest.mark.parametrize("word", ["", "running", "a word nobody knows"])
+def test_finish_time_means_over_whatever_the_word(word: str) -> None:
+    assert StageRun(Stage("stage1"), status=word, finished_ns=1).final
+    assert BuildRecord(RecordId("a" * 36), status=word, finished_ns=1).final
