@@ -1,0 +1,1 @@
+"""The bytes of logs: one download each, kept in memory and on disk. Knows nothing of HTTP."""

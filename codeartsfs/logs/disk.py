@@ -1,0 +1,442 @@
+"""The disk tier: complete logs as private files that describe themselves.
+
+Layout below the cache directory (0700, files 0600)::
+
+    v1/<record_id>/stage3.info.log    the bytes of the log, then a footer of 512 bytes
+    v1/tmp/                           names of files on their way in
+
+The footer repeats whose log it is, carries size, SHA-256 and state, and ends in a checksum
+of its own; so there is no index that could disagree with the files, and nothing to load at
+start. The body comes first: a download is written where it will stay and becomes an entry
+by one rename.
+
+Crash safety: bodies have no name until they are complete and on the platter (fsync, link,
+rename, fsync of the directory), so a crash leaves either a whole entry or nothing.
+What cannot be believed on the way out is removed and counts as a miss.
+
+Eviction is least recently *opened* first, by file modification time, which an open
+renews. Accounting is a scan, repeated only when enough was written to need one; so
+several mounts may share a cache directory and each sees what the others keep.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import trio
+
+from codeartsfs.logs.body import Body
+from codeartsfs.names import LogKey, RecordId, parse_record_id
+
+log = logging.getLogger(__name__)
+
+FOOTER_BYTES = 512
+_CHECKED_BYTES = FOOTER_BYTES - 9  # its checksum: a blank and eight digits
+_MAGIC = "codeartsfs-log-1"
+_LOW_WATER = 0.9  # evict down to this share of the limit, so that eviction is rare
+_FREE_SPACE_FLOOR = 0.05  # of the file system, left to others
+_MOST_FREE_BYTES = 1 << 30
+_READ_BYTES = 1 << 20
+_MOST_VERIFIED = 100_000
+
+
+class CacheDirectoryError(Exception):
+    """The cache directory cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogMeta:
+    """What the disk tier remembers of one complete log.
+
+    ``final`` logs are kept as they are. For the others the API tells no state:
+    ``checked_ns`` and ``unchanged`` (how often in a row a check found no growth) say
+    when to look again. ``modified_ns`` is what ``stat`` shows as mtime.
+    """
+
+    size_bytes: int
+    sha256: str
+    final: bool
+    modified_ns: int
+    checked_ns: int
+    unchanged: int = 0
+    request_id: str = ""
+
+
+def unnamed_file(directory: Path) -> int:
+    """Open a new private file without a name in a directory: a crash leaves nothing behind."""
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        # A file system without O_TMPFILE (NFS): the name lives for one line.
+        fd, name = tempfile.mkstemp(dir=directory)
+        os.unlink(name)
+    os.fchmod(fd, 0o600)
+    return fd
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed because there is no room (left to us)."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskTier:
+    """Complete logs below one directory, at most ``limit_bytes`` of them."""
+
+    def __init__(self, root: Path, limit_bytes: int) -> None:
+        """Prepare the directory.
+
+        Raises:
+            CacheDirectoryError: it belongs to somebody else, is open to others, or is unusable.
+        """
+        self.limit_bytes = limit_bytes
+        self._root = root / "v1"
+        self._tmp = self._root / "tmp"
+        self._tmp_names = count()
+        # Used by several threads at once: nothing but single operations of a plain dict.
+        self._verified: dict[LogKey, tuple[int, int]] = {}
+        self._used_bytes: int | None = None  # at the last scan, plus what was saved since
+        _claim(root)
+        _claim(self._root)
+        self._root.chmod(0o700)  # ours alone, whatever the umask and whoever made it
+        try:
+            self._make_directories()
+            self._remove_litter()
+        except OSError as error:
+            raise CacheDirectoryError(
+                f"cannot write to the cache directory {root}: {error.strerror}"
+            ) from error
+
+    @property
+    def used_bytes(self) -> int | None:
+        """Bytes in the tier as far as known; None before the first scan."""
+        return self._used_bytes
+
+    def new_file(self) -> int:
+        """Open an unnamed file for a download that ``save`` can make an entry."""
+        try:
+            return unnamed_file(self._tmp)
+        except FileNotFoundError:  # somebody emptied the cache directory meanwhile
+            self._make_directories()
+            return unnamed_file(self._tmp)
+
+    async def load(self, key: LogKey) -> tuple[Body, LogMeta] | None:
+        """Return a verified log, None where there is none. Never raises for a bad entry."""
+        return await trio.to_thread.run_sync(self._load, key)
+
+    async def meta(self, key: LogKey) -> LogMeta | None:
+        """Return what is remembered of a log, without verifying its bytes."""
+        return await trio.to_thread.run_sync(self._meta, key)
+
+    async def save(self, key: LogKey, body: Body, meta: LogMeta) -> frozenset[LogKey]:
+        """Make a complete body an entry of the tier and return the keys evicted for it.
+
+        Raises:
+            OSError: it could not be saved; the tier is as it was.
+        """
+        return await trio.to_thread.run_sync(self._save, key, body.fileno(), meta)
+
+    async def make_room(self, wanted_bytes: int, sparing: LogKey) -> frozenset[LogKey]:
+        """Evict for a download that the disk has no room for; return the keys evicted."""
+        return await trio.to_thread.run_sync(self._make_room, wanted_bytes, sparing)
+
+    async def touch(self, key: LogKey, meta: LogMeta) -> None:
+        """Rewrite the footer of an entry whose bytes stay: it was checked again."""
+        await trio.to_thread.run_sync(self._rewrite_footer, key, meta)
+
+    async def remove(self, key: LogKey) -> None:
+        """Drop the entry of a log that is no longer true."""
+        await trio.to_thread.run_sync(self._remove, key)
+
+    async def records(self) -> tuple[RecordId, ...]:
+        """Return the records that have entries."""
+        return await trio.to_thread.run_sync(self._records)
+
+    async def logs(self, record: RecordId) -> tuple[LogKey, ...]:
+        """Return the entries of one record."""
+        return await trio.to_thread.run_sync(self._logs, record)
+
+    def _make_directories(self) -> None:
+        for directory in (self._root.parent, self._root, self._tmp):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+    # Everything below runs in worker threads.
+
+    def _path(self, key: LogKey) -> Path:
+        return self._root / key.record / key.file_name
+
+    def _load(self, key: LogKey) -> tuple[Body, LogMeta] | None:
+        try:
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("cache: cannot open %s: %s", key, error)
+            return None
+        try:
+            meta = _read_footer(fd, key)
+            entry = os.fstat(fd)
+            identity = (entry.st_ino, entry.st_size)
+            digest = None
+            if meta and not (meta.final and self._verified.get(key) == identity):
+                # A log that may still grow needs its hash to be compared with what comes.
+                digest = _hash_file(fd, meta.size_bytes)
+            if meta is None or (digest and digest.hexdigest() != meta.sha256):
+                log.warning("cache: entry %s is damaged and was dropped", key)
+                self._path(key).unlink(missing_ok=True)
+                os.close(fd)
+                return None
+            if len(self._verified) >= _MOST_VERIFIED:
+                self._verified.clear()
+            self._verified[key] = identity
+            with suppress(OSError):  # a cache that cannot be written can still be read
+                os.utime(fd)  # recently used
+        except OSError as error:
+            log.warning("cache: cannot read %s: %s", key, error)
+            os.close(fd)
+            return None
+        return Body(fd, meta.size_bytes, digest), meta
+
+    def _meta(self, key: LogKey) -> LogMeta | None:
+        try:
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            return _read_footer(fd, key)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def _save(self, key: LogKey, fd: int, meta: LogMeta) -> frozenset[LogKey]:
+        evicted = self._make_room(meta.size_bytes + FOOTER_BYTES, sparing=key)
+        os.ftruncate(fd, meta.size_bytes)
+        _write_footer(fd, key, meta)
+        path = self._path(key)
+        tmp = self._tmp / f"{os.getpid()}-{next(self._tmp_names)}"
+        try:
+            _give_name(fd, tmp)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            os.replace(tmp, path)
+        except OSError:
+            tmp.unlink(missing_ok=True)
+            raise
+        _fsync_directory(path.parent)
+        if self._used_bytes is not None:
+            self._used_bytes += meta.size_bytes + FOOTER_BYTES
+        return evicted
+
+    def _remove(self, key: LogKey) -> None:
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("cache: cannot remove %s: %s", key, error)
+
+    def _rewrite_footer(self, key: LogKey, meta: LogMeta) -> None:
+        with open(self._path(key), "r+b") as file:
+            if os.fstat(file.fileno()).st_size == meta.size_bytes + FOOTER_BYTES:
+                _write_footer(file.fileno(), key, meta)
+
+    def _records(self) -> tuple[RecordId, ...]:
+        names = (parse_record_id(name) for name in _listdir(self._root))
+        return tuple(sorted(name for name in names if name is not None))
+
+    def _logs(self, record: RecordId) -> tuple[LogKey, ...]:
+        keys = (LogKey.parse(record, name) for name in _listdir(self._root / record))
+        return tuple(key for key in keys if key is not None)
+
+    def _make_room(self, wanted_bytes: int, sparing: LogKey) -> frozenset[LogKey]:
+        """Evict until ``wanted_bytes`` more fit, least recently opened first."""
+        if wanted_bytes > self.limit_bytes:
+            raise OSError(errno.EFBIG, "larger than the whole cache (see --cache-size)")
+        short_bytes = self._short_bytes()
+        if (
+            self._used_bytes is not None
+            and self._used_bytes + wanted_bytes <= self.limit_bytes
+            and short_bytes <= 0
+        ):
+            return frozenset()
+        # The entry that is about to be replaced needs no room beside the new one.
+        others = (entry for entry in self._scan() if entry[2] != sparing)
+        entries = sorted(others, key=lambda entry: entry[0])
+        used_bytes = sum(size for _, size, _ in entries)
+        excess = used_bytes + wanted_bytes - self.limit_bytes
+        if excess > 0:
+            excess = used_bytes + wanted_bytes - int(self.limit_bytes * _LOW_WATER)
+        # Others fill the disk: give up as much as is added, not all there is.
+        excess = max(excess, min(short_bytes, wanted_bytes))
+        evicted = set()
+        for _, size, key in entries:
+            if excess <= 0:
+                break
+            self._path(key).unlink(missing_ok=True)
+            self._verified.pop(key, None)
+            evicted.add(key)
+            used_bytes -= size
+            excess -= size
+        for record in {key.record for key in evicted}:
+            try:
+                (self._root / record).rmdir()
+            except OSError:
+                continue  # other logs of it are still here
+        self._used_bytes = used_bytes
+        if evicted:
+            log.info("cache: evicted %d logs, %d bytes remain", len(evicted), used_bytes)
+        return frozenset(evicted)
+
+    def _short_bytes(self) -> int:
+        """Bytes missing to leave the file system its free-space floor."""
+        fs = os.statvfs(self._root)
+        floor_bytes = min(fs.f_blocks * fs.f_frsize * _FREE_SPACE_FLOOR, _MOST_FREE_BYTES)
+        return int(floor_bytes - fs.f_bavail * fs.f_frsize)
+
+    def _scan(self) -> Iterator[tuple[int, int, LogKey]]:
+        """Yield (last use in ns, bytes, key) of every entry."""
+        for record in self._records():
+            for key in self._logs(record):
+                try:
+                    entry = self._path(key).lstat()
+                except OSError:
+                    continue  # another mount evicted it just now
+                yield entry.st_mtime_ns, entry.st_size, key
+
+    def _remove_litter(self) -> None:
+        """Remove names that a killed process left between link and rename."""
+        for tmp in self._tmp.iterdir():
+            pid = tmp.name.partition("-")[0]
+            if not pid.isdigit() or not os.path.exists(f"/proc/{pid}") or int(pid) == os.getpid():
+                tmp.unlink(missing_ok=True)
+
+
+def _listdir(path: Path) -> list[str]:
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.warning("cache: cannot list %s: %s", path, error)
+        return []
+
+
+def _claim(root: Path) -> None:
+    """Create a directory 0700, or make sure that it is ours; its mode is for its owner to say."""
+    try:
+        if not root.is_dir():
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            root.chmod(0o700)
+        status = root.lstat()
+    except OSError as error:
+        raise CacheDirectoryError(
+            f"cannot create the cache directory {root}: {error.strerror}"
+        ) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise CacheDirectoryError(f"the cache directory {root} is not a directory")
+    if status.st_uid != os.geteuid():
+        raise CacheDirectoryError(
+            f"the cache directory {root} belongs to uid {status.st_uid}, not to uid"
+            f" {os.geteuid()}: choose another with --cache-dir"
+        )
+
+
+def _write_footer(fd: int, key: LogKey, meta: LogMeta) -> None:
+    text = json.dumps(
+        {
+            "magic": _MAGIC,
+            "key": str(key),
+            "size_bytes": meta.size_bytes,
+            "sha256": meta.sha256,
+            "final": meta.final,
+            "modified_ns": meta.modified_ns,
+            "checked_ns": meta.checked_ns,
+            "unchanged": meta.unchanged,
+            "request_id": meta.request_id.encode("ascii", "ignore")[:64].decode(),
+        },
+        separators=(",", ":"),
+    ).encode()
+    assert len(text) < _CHECKED_BYTES
+    footer = b"\n" + text.ljust(_CHECKED_BYTES - 1)
+    footer += _checksum(footer)
+    if os.pwrite(fd, footer, meta.size_bytes) != FOOTER_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _read_footer(fd: int, key: LogKey) -> LogMeta | None:
+    """Return the footer's contents, None unless it is whole and belongs to this log."""
+    start = os.fstat(fd).st_size - FOOTER_BYTES
+    if start < 0:
+        return None
+    footer = os.pread(fd, FOOTER_BYTES, start)
+    if footer[_CHECKED_BYTES:] != _checksum(footer[:_CHECKED_BYTES]):
+        return None
+    try:
+        values = json.loads(footer[:_CHECKED_BYTES])
+        if (
+            values["magic"] != _MAGIC
+            or values["key"] != str(key)
+            or values["size_bytes"] != start
+            or not isinstance(values["sha256"], str)
+        ):
+            return None
+        return LogMeta(
+            size_bytes=start,
+            sha256=values["sha256"],
+            final=values["final"] is True,
+            modified_ns=int(values["modified_ns"]),
+            checked_ns=int(values["checked_ns"]),
+            unchanged=int(values["unchanged"]),
+            request_id=str(values["request_id"]),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def _checksum(footer: bytes) -> bytes:
+    return b" %08x" % zlib.crc32(footer)
+
+
+def _give_name(fd: int, path: Path) -> None:
+    """Put an unnamed file on the platter and give it a name."""
+    try:
+        os.fsync(fd)
+        # The dir_fd is ignored beside an absolute path, but makes Python call linkat(2), the
+        # one call that follows the link in /proc to a file without a name.
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    except FileNotFoundError:  # a file system without O_TMPFILE: copy
+        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as copy:
+            size_bytes, offset = os.fstat(fd).st_size, 0
+            while offset < size_bytes:
+                offset += os.sendfile(copy.fileno(), fd, offset, size_bytes - offset)
+            os.fsync(copy.fileno())
+
+
+def _fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _hash_file(fd: int, size_bytes: int) -> "hashlib._Hash":
+    """Hash the first ``size_bytes`` of a file."""
+    digest = hashlib.sha256()
+    offset = 0
+    while offset < size_bytes:
+        block = os.pread(fd, min(_READ_BYTES, size_bytes - offset), offset)
+        if not block:
+            break
+        digest.update(block)
+        offset += len(block)
+    return digest

@@ -1,0 +1,727 @@
+"""LogStore: from a key to an open log, downloaded at most once at a time.
+
+The way of a look-up: logs in use, then the memory tier, then the disk tier, then a
+*flight*, which is one task of the store's nursery that asks the API. Whoever wants the
+same log meanwhile boards the same flight. A reader that gives up only leaves: the
+flight still lands, for the others and for the cache.
+
+A log is *final* when its stage was final before its body was asked for; so final can be
+noticed late, never early. Final logs are kept for ever. Others are looked at again when
+somebody opens or stats them: after ``refresh_s`` where the API tells the stage's state,
+else after a time that doubles from 30 s to a day as long as nothing changes.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import cachetools
+import trio
+
+from codeartsfs.errors import CodeArtsError, LogRewritten, NotFound
+from codeartsfs.logs.body import Body, MemoryBody
+from codeartsfs.logs.disk import DiskTier, LogMeta, is_full, unnamed_file
+from codeartsfs.logs.memory import MemoryTier
+from codeartsfs.model import LogPrefix, StageRun
+from codeartsfs.names import LogKey, RecordId
+
+log = logging.getLogger(__name__)
+
+ABSENCE_TTL_S = 5.0
+PROBE_LINGER_S = 2.0
+_REFRESH_PATIENCE_S = 5.0  # what is here already is shown after this long, whatever the API does
+_FAILURE_TTL_S = 10.0  # what is here already is shown as it is after a look that failed
+_FIRST_RECHECK_S = 30.0
+_LAST_RECHECK_S = 86_400.0
+_MOST_DOUBLINGS = 20
+_IDLE_LOGS = 64
+_IDLE_UNSAVED_BYTES = 256 << 20
+_REMEMBERED_LOGS = 100_000
+_TAIL_BYTES = 4096
+_QUEUED_CHUNKS = 32  # of up to 64 KiB: what the network may be ahead of the disk
+
+
+class LogAnswer(Protocol):
+    """A log on its way: the bytes after the prefix already here, whole or an error."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Size of the whole log where the answer tells it up front."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+class LogSource(Protocol):
+    """Where logs come from."""
+
+    def task_log(
+        self, key: LogKey, after: LogPrefix | None = None
+    ) -> AbstractAsyncContextManager[LogAnswer]: ...
+
+
+class StageStates(Protocol):
+    """Who knows whether a stage is over."""
+
+    async def stage(self, key: LogKey) -> StageRun | None:
+        """Return the stage of a log, as it is now; None where the API gives no state.
+
+        Raises:
+            CodeArtsError: it could not be asked this time.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LogStat:
+    """What ``stat`` shows of a log.
+
+    Attributes:
+        settled: it need not be looked at again just now.
+        stateless: the API does not tell whether it can still grow.
+    """
+
+    size_bytes: int
+    modified_ns: int
+    final: bool
+    settled: bool
+    stateless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    downloads: int
+    boarded: int
+    memory_hits: int
+    disk_hits: int
+    downloading: int
+    open_logs: int
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """One look at the API for one log, and everybody who waits for it."""
+
+    wanted: trio.Event = field(default_factory=trio.Event)  # somebody reads, not just stats
+    sized: trio.Event = field(default_factory=trio.Event)
+    asked: bool = False  # the API, not only the disk
+    failure: Exception | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Log:
+    """One log while the store has its body at hand.
+
+    INVARIANT: at most one flight; ``body`` is closed by the store, and only when there is
+    neither flight nor user; a saved body is an entry of the disk tier and never written again.
+    """
+
+    key: LogKey
+    body: Body | MemoryBody | None = None
+    final: bool = False
+    stateless: bool = False
+    saved: bool = False
+    rewritten: bool = False
+    modified_ns: int = 0
+    checked_ns: int = 0
+    checked_at: float = -float("inf")  # trio's clock
+    unchanged: int = 0
+    retry_at: float = -float("inf")  # trio's clock: the last look failed
+    request_id: str = ""
+    flight: _Flight | None = None
+    users: int = 0
+
+    @property
+    def size_bytes(self) -> int | None:
+        return self.body.size_bytes if self.body else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all announced bytes are here."""
+        if isinstance(self.body, Body):
+            return self.body.size_bytes is not None and self.body.size_bytes <= (
+                self.body.landed_bytes
+            )
+        return self.body is not None
+
+    def apply(self, meta: LogMeta) -> None:
+        self.final = meta.final
+        self.stateless = not meta.final
+        self.modified_ns = meta.modified_ns
+        self.checked_ns = meta.checked_ns
+        self.unchanged = meta.unchanged
+        self.request_id = meta.request_id
+
+
+class OpenLog:
+    """A log in the hands of one reader; ``close`` it."""
+
+    def __init__(self, store: "LogStore", entry: _Log) -> None:
+        """Take over one use of the entry."""
+        self._store = store
+        self._log = entry
+
+    @property
+    def key(self) -> LogKey:
+        return self._log.key
+
+    @property
+    def stat(self) -> LogStat:
+        return self._store._stat_of(self._log)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Return exactly the bytes of a range, shorter only at the end of the log.
+
+        Raises:
+            LogRewritten: the server replaced the log since it was opened.
+            CodeArtsError: bytes that were announced cannot be had.
+        """
+        entry = self._log
+        if entry.rewritten:
+            raise LogRewritten(entry.key)
+        body = entry.body
+        assert body is not None
+        if not entry.complete and entry.flight is None:
+            self._store._board(entry, wanted=True)  # the last download failed: go on with it
+        elif offset >= (body.size_bytes or 0) and not self.stat.settled:
+            await self._store.stat(entry.key)  # at the end of a running log: is there more?
+            if entry.rewritten:
+                raise LogRewritten(entry.key)
+        return await body.read(offset, size)
+
+    def close(self) -> None:
+        self._store._release(self._log)
+
+
+class LogStore:
+    """All logs: in use, in memory, on disk, or on their way."""
+
+    def __init__(
+        self,
+        source: LogSource,
+        states: StageStates,
+        nursery: trio.Nursery,
+        *,
+        memory: MemoryTier,
+        disk: DiskTier | None,
+        scratch: Path,
+        refresh_s: float,
+    ) -> None:
+        self._source = source
+        self._states = states
+        self._nursery = nursery
+        self.memory = memory
+        self.disk = disk
+        self._scratch = scratch
+        self._refresh_s = refresh_s
+        self._logs: dict[LogKey, _Log] = {}
+        self._idle: OrderedDict[LogKey, _Log] = OrderedDict()
+        self._generations: dict[LogKey, int] = {}
+        self._remembered: cachetools.LRUCache[LogKey, tuple[LogStat, float]] = cachetools.LRUCache(
+            _REMEMBERED_LOGS
+        )
+        self._absent: cachetools.TTLCache[LogKey, NotFound] = cachetools.TTLCache(
+            10_000, ABSENCE_TTL_S, timer=trio.current_time
+        )
+        self._downloads = self._boarded = self._memory_hits = self._disk_hits = 0
+
+    # What others ask. Plain methods never wait.
+
+    async def open(self, key: LogKey) -> OpenLog:
+        """Return one log, opened, downloading it at most once at a time.
+
+        Returns:
+            An open log of known size in bytes; not final ones are at most ``refresh_s``
+            seconds old. Its bytes may still be landing: reads wait for them.
+
+        Raises:
+            NotFound: the API has no such record, stage or level.
+            AccessDenied: the API refuses us.
+            ApiUnavailable: no answer, retries included.
+            BadAnswer: an answer that is no log.
+        """
+        return OpenLog(self, await self._current(key, wanted=True))
+
+    async def stat(self, key: LogKey) -> LogStat:
+        """Return size and times of a log, asking the API where they are not known.
+
+        Where nobody opens the log soon after, the download that told the size is dropped.
+        Raises as ``open`` does.
+        """
+        known = self.peek(key)
+        if known is not None and known.settled:
+            return known
+        try:
+            self._release(await self._current(key, wanted=False))
+        except CodeArtsError:
+            if known is None:
+                raise
+        stat = self.peek(key) or known
+        assert stat is not None
+        return stat
+
+    def peek(self, key: LogKey) -> LogStat | None:
+        """Return what is known of a log at hand, None where that is nothing."""
+        entry = self._logs.get(key)
+        if entry is not None and entry.size_bytes is not None:
+            return self._stat_of(entry)
+        cached = self.memory.get(key)
+        if cached is not None:
+            meta = cached[1]
+            return LogStat(meta.size_bytes, meta.modified_ns, meta.final, settled=True)
+        remembered = self._remembered.get(key)
+        if remembered is None:
+            return None
+        stat, settled_until = remembered
+        return replace(stat, settled=trio.current_time() < settled_until)
+
+    async def recall(self, key: LogKey) -> LogStat | None:
+        """Return what is known of a log, looking on disk too, never asking the API."""
+        known = self.peek(key)
+        if known is None and self.disk is not None:
+            meta = await self.disk.meta(key)
+            if meta is not None:
+                self._remember(key, meta.size_bytes, meta.modified_ns, final=meta.final)
+                return self.peek(key)
+        return known
+
+    async def cached_records(self) -> tuple[RecordId, ...]:
+        return await self.disk.records() if self.disk else ()
+
+    async def cached_logs(self, record: RecordId) -> tuple[LogKey, ...]:
+        """Return the logs of a record that can be read without the API."""
+        keys = {log.key for log in self._logs.values() if log.key.record == record and log.body}
+        if self.disk:
+            keys.update(await self.disk.logs(record))
+        return tuple(sorted(keys, key=lambda key: (key.stage.order, key.level.value)))
+
+    def absent(self, key: LogKey) -> bool:
+        """Whether the API said within the last seconds that there is no such log."""
+        return key in self._absent
+
+    def generation(self, key: LogKey) -> int:
+        """Count how often the server has rewritten a log: each time it is another file."""
+        return self._generations.get(key, 0)
+
+    def statistics(self) -> StoreStatistics:
+        return StoreStatistics(
+            downloads=self._downloads,
+            boarded=self._boarded,
+            memory_hits=self._memory_hits,
+            disk_hits=self._disk_hits,
+            downloading=sum(entry.flight is not None for entry in self._logs.values()),
+            open_logs=sum(entry.users > 0 for entry in self._logs.values()),
+        )
+
+    def check_invariants(self) -> None:
+        for key, entry in self._logs.items():
+            assert entry.key == key
+            assert not entry.rewritten
+            assert (key in self._idle) == (entry.users == 0 and entry.flight is None), entry
+        for key in self._idle:
+            assert self._logs[key].complete
+
+    def close(self) -> None:
+        """Let go of all files. Saved logs stay on disk."""
+        for entry in self._logs.values():
+            if entry.body:
+                entry.body.close()
+        self._logs.clear()
+        self._idle.clear()
+
+    # Deciding: no await from a look-up to its claim.
+
+    async def _current(self, key: LogKey, *, wanted: bool) -> _Log:
+        """Return a log that is up to date, for the caller to ``_release``."""
+        while True:
+            entry = self._entry(key)
+            entry.users += 1  # it must not retire before we wake up
+            try:
+                if entry.flight is None and entry.complete and self._fresh(entry):
+                    return entry
+                flight = self._board(entry, wanted)
+                # A running log must be fresh to be opened; any other that is here may be used.
+                usable = entry.complete and (entry.stateless or not wanted)
+                with trio.move_on_after(_REFRESH_PATIENCE_S if usable else float("inf")):
+                    await flight.sized.wait()
+                if flight.failure is not None and not usable:
+                    raise flight.failure.with_traceback(None)
+                here = flight.asked and (entry.body is not None or not wanted)
+                if here and not entry.rewritten:
+                    return entry  # else decide anew: what came from disk may be too old
+            except BaseException:
+                self._release(entry)
+                raise
+            self._release(entry)
+
+    def _entry(self, key: LogKey) -> _Log:
+        entry = self._logs.get(key)
+        if entry is None:
+            absence = self._absent.get(key)
+            if absence is not None:
+                raise absence.with_traceback(None)
+            entry = self._logs[key] = _Log(key)
+            cached = self.memory.get(key)
+            if cached is not None:
+                self._memory_hits += 1
+                entry.body, meta = cached
+                entry.saved = True
+                entry.apply(meta)
+        self._idle.pop(key, None)
+        return entry
+
+    def _fresh(self, entry: _Log) -> bool:
+        if entry.final:
+            return True
+        if not entry.stateless:
+            return trio.current_time() - entry.checked_at < self._refresh_s
+        if trio.current_time() < entry.retry_at:
+            return True
+        age_s = (time.time_ns() - entry.checked_ns) / 1e9
+        doublings = min(entry.unchanged, _MOST_DOUBLINGS)
+        return 0 <= age_s < min(_FIRST_RECHECK_S * 2.0**doublings, _LAST_RECHECK_S)
+
+    def _board(self, entry: _Log, wanted: bool) -> _Flight:
+        self._idle.pop(entry.key, None)
+        if entry.flight is None:
+            entry.flight = _Flight()
+            if isinstance(entry.body, Body):
+                entry.body.recover()
+            self._nursery.start_soon(self._fly, entry, entry.flight)
+        else:
+            self._boarded += 1
+        if wanted:
+            entry.flight.wanted.set()
+        return entry.flight
+
+    def _release(self, entry: _Log) -> None:
+        """End one use of a log; without any, keep it at hand for a while or let go of it."""
+        entry.users -= 1
+        if entry.users or entry.flight is not None:
+            return
+        if not entry.complete or self._logs.get(entry.key) is not entry:
+            self._drop(entry)
+            return
+        self._idle[entry.key] = entry
+        self._idle.move_to_end(entry.key)
+        unsaved_bytes = sum(e.size_bytes or 0 for e in self._idle.values() if not e.saved)
+        while len(self._idle) > 1 and (
+            len(self._idle) > _IDLE_LOGS or unsaved_bytes > _IDLE_UNSAVED_BYTES
+        ):
+            oldest = next(iter(self._idle.values()))
+            unsaved_bytes -= 0 if oldest.saved else oldest.size_bytes or 0
+            self._drop(oldest)
+
+    def _drop(self, entry: _Log) -> None:
+        if self._logs.get(entry.key) is entry:  # not so after a rewrite: the key is another's
+            del self._logs[entry.key]
+            self._idle.pop(entry.key, None)
+        if entry.body is not None:
+            entry.body.close()
+
+    def _stat_of(self, entry: _Log) -> LogStat:
+        assert entry.size_bytes is not None
+        failed = trio.current_time() < entry.retry_at
+        settled = failed or self._fresh(entry) or not entry.complete  # the latter was told just now
+        return LogStat(entry.size_bytes, entry.modified_ns, entry.final, settled, entry.stateless)
+
+    def _remember(
+        self, key: LogKey, size_bytes: int, modified_ns: int, *, final: bool, ttl_s: float = 0
+    ) -> None:
+        """Keep size and times of a log that is not at hand; final ones for ever."""
+        settled_until = float("inf") if final else trio.current_time() + ttl_s
+        self._remembered[key] = LogStat(size_bytes, modified_ns, final, True), settled_until
+
+    # Flying: tasks of the store's nursery.
+
+    async def _fly(self, entry: _Log, flight: _Flight) -> None:
+        keep = False
+        entry.users += 1
+        try:
+            keep = await self._look(entry, flight)
+        except LogRewritten as rewritten:
+            log.warning("%s", rewritten)
+            if self.disk:  # else the next flight would find the old log there
+                await self.disk.remove(entry.key)
+            self._replace(entry, rewritten)
+        except Exception as failure:
+            if not isinstance(failure, CodeArtsError):
+                log.exception("cannot load %s", entry.key)
+            if isinstance(failure, NotFound):
+                self._absent[entry.key] = failure
+            flight.failure = failure
+            pause_s = _FAILURE_TTL_S if entry.stateless else self._refresh_s
+            entry.retry_at = trio.current_time() + pause_s
+            if entry.flight is flight and isinstance(entry.body, Body):
+                entry.body.fail(failure)
+        flight.sized.set()
+        try:
+            if keep:  # still in flight: nothing may be appended to what is being saved
+                await self._keep(entry)
+        finally:
+            if entry.flight is flight:
+                entry.flight = None
+            self._release(entry)
+
+    async def _look(self, entry: _Log, flight: _Flight) -> bool:
+        """Bring a log up to date. Return whether it is new to the cache tiers."""
+        if entry.body is None and await self._load(entry):
+            return False  # whoever waits decides whether it is fresh enough
+        flight.asked = True
+        # INVARIANT: the state is asked before the body, so that final is never early.
+        asked_ns, asked_at = time.time_ns(), trio.current_time()
+        stateless = entry.stateless if entry.body else True
+        run: StageRun | None = None
+        try:
+            run = await self._states.stage(entry.key)
+            stateless = run is None
+        except CodeArtsError as failure:
+            log.info("no state for %s just now: %s", entry.key, failure)
+        before = entry.size_bytes if entry.complete else None
+        try:
+            if not await self._download(entry, flight, run):
+                return False
+        except NotFound:
+            running = run is not None and not run.final
+            broken_off = entry.body is not None and not entry.complete
+            if broken_off or (not before and not running):
+                raise
+            # Either the stage has not written anything yet, or the server forgot a log
+            # that is still here. A log that was cut off by forgetting is not the final one.
+            if entry.body is None:
+                entry.body = self._new_body()
+                entry.body.announce(0)
+                entry.modified_ns = asked_ns
+            if not running:
+                run, stateless = None, True
+        assert isinstance(entry.body, Body)
+        if entry.body.size_bytes is not None and not entry.complete:
+            raise LogRewritten(entry.key)  # it ends before the size that readers were told
+        if entry.body.size_bytes is None or entry.body.landed_bytes > entry.body.size_bytes:
+            entry.body.announce(entry.body.landed_bytes)
+        grown = entry.body.size_bytes != before
+        # Looks at a stage that runs say nothing about how long to wait without its state.
+        entry.unchanged = entry.unchanged + 1 if entry.stateless and not grown else 0
+        if grown and before is not None:
+            entry.modified_ns = time.time_ns()
+        entry.final = run is not None and run.final
+        if entry.final and not entry.body.size_bytes:
+            # The service may answer with nothing before a log is there: look again some day.
+            entry.final, stateless = False, True
+        entry.stateless = stateless
+        entry.checked_ns, entry.checked_at = asked_ns, asked_at
+        if run is not None and run.final and run.finished_ns is not None:
+            entry.modified_ns = run.finished_ns
+        assert entry.size_bytes is not None
+        self._remember(entry.key, entry.size_bytes, entry.modified_ns, final=entry.final)
+        return entry.final or entry.stateless
+
+    async def _load(self, entry: _Log) -> bool:
+        loaded = await self.disk.load(entry.key) if self.disk else None
+        if loaded is None:
+            return False
+        self._disk_hits += 1
+        entry.body, meta = loaded
+        entry.saved = True
+        entry.apply(meta)
+        return True
+
+    async def _download(self, entry: _Log, flight: _Flight, run: StageRun | None) -> bool:
+        """Download what is not here yet. Return False where only the size was wanted."""
+        body = entry.body
+        assert not isinstance(body, MemoryBody)  # these are final
+        prefix = None
+        if body is not None and body.landed_bytes:
+            # The last look at a log compares all of it; before that its end is enough.
+            last = run is not None and run.final and entry.complete
+            tail = b"" if last else await body.tail(_TAIL_BYTES)
+            prefix = LogPrefix(body.landed_bytes, body.sha256, tail)
+        async with self._source.task_log(entry.key, prefix) as answer:
+            self._downloads += 1
+            entry.request_id = answer.request_id
+            new = body is None
+            if body is None:
+                body = self._new_body()
+                entry.body = body
+                entry.modified_ns = (run.finished_ns if run else None) or time.time_ns()
+            told = self._remembered.get(entry.key)
+            if (
+                new
+                and told is not None
+                and told[0].final
+                and answer.size_bytes not in (None, told[0].size_bytes)
+            ):
+                raise LogRewritten(entry.key)  # the kernel was told otherwise, and for long
+            if body.size_bytes is None and answer.size_bytes is not None:
+                body.announce(answer.size_bytes)
+                # What it is does not wait for its bytes.
+                entry.final = run is not None and run.final
+                entry.stateless = run is None
+                self._remember(
+                    entry.key,
+                    answer.size_bytes,
+                    entry.modified_ns,
+                    final=run is not None and run.final,
+                    ttl_s=self._refresh_s if run else _FIRST_RECHECK_S,
+                )
+            if body.size_bytes is not None and not entry.complete:
+                flight.sized.set()
+                if new and not await self._wanted(flight):
+                    # Whoever wants it from here on needs another flight.
+                    entry.flight = None
+                    entry.body = None
+                    body.close()
+                    return False
+            await self._receive(entry, body, answer)
+        return True
+
+    async def _wanted(self, flight: _Flight) -> bool:
+        """Hold a download whose size was all that was asked for, until somebody reads."""
+        with trio.move_on_after(PROBE_LINGER_S):
+            await flight.wanted.wait()
+        return flight.wanted.is_set()
+
+    async def _receive(self, entry: _Log, body: Body, answer: LogAnswer) -> None:
+        """Write what comes, the network and the disk each at its own pace."""
+        send, receive = trio.open_memory_channel[bytes](_QUEUED_CHUNKS)
+        failure: Exception | None = None
+
+        async def write() -> None:
+            nonlocal failure
+            async with receive:
+                try:
+                    async for chunk in receive:
+                        batch = [chunk]
+                        with suppress(trio.WouldBlock, trio.EndOfChannel):
+                            while True:
+                                batch.append(receive.receive_nowait())
+                        if entry.saved:  # leave the disk tier's file as it was verified
+                            await body.move_to(self._new_fd())
+                            entry.saved = False
+                        try:
+                            await body.append(batch)
+                        except OSError as full:
+                            if self.disk is None or not is_full(full):
+                                raise
+                            wanted = (body.size_bytes or 0) - body.landed_bytes
+                            wanted = max(wanted, sum(map(len, batch)))
+                            self._let_go(await self.disk.make_room(wanted, entry.key))
+                            await body.append(batch)
+                except OSError as error:
+                    failure = error
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            async with send:
+                try:
+                    async for chunk in answer:
+                        await send.send(chunk)
+                except trio.BrokenResourceError:
+                    pass  # the writer has failed and says why
+                except CodeArtsError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+
+    def _new_fd(self) -> int:
+        if self.disk:
+            try:
+                return self.disk.new_file()
+            except OSError as failure:
+                log.warning("cache: unusable just now: %s", failure)
+        return unnamed_file(self._scratch)
+
+    def _new_body(self) -> Body:
+        return Body(self._new_fd())
+
+    def _replace(self, entry: _Log, rewritten: LogRewritten) -> None:
+        """The server rewrote a log: its name gets a new file, its handles an error."""
+        entry.rewritten = True
+        if isinstance(entry.body, Body):
+            entry.body.fail(rewritten)
+        key = entry.key
+        if self._logs.get(key) is entry:
+            del self._logs[key]
+        self._idle.pop(key, None)
+        self._remembered.pop(key, None)
+        self._generations[key] = self._generations.get(key, 0) + 1
+
+    async def _keep(self, entry: _Log) -> None:
+        """Put a complete log into the tiers. A failure costs speed later, nothing now."""
+        body = entry.body
+        assert isinstance(body, Body)
+        assert body.size_bytes is not None
+        meta = LogMeta(
+            size_bytes=body.size_bytes,
+            sha256=body.sha256.hexdigest(),
+            final=entry.final,
+            modified_ns=entry.modified_ns,
+            checked_ns=entry.checked_ns,
+            unchanged=entry.unchanged,
+            request_id=entry.request_id,
+        )
+        try:
+            if entry.final and meta.size_bytes <= self.memory.largest_bytes:
+                self.memory.put(entry.key, await body.read(0, meta.size_bytes), meta)
+            if self.disk is None:
+                return
+            if entry.saved:
+                await self.disk.touch(entry.key, meta)
+                return
+            evicted = await self.disk.save(entry.key, body, meta)
+        except OSError as failure:
+            log.warning("cache: %s is not kept: %s", entry.key, failure.strerror or failure)
+            return
+        except Exception:  # such as no thread to be had: slower later, but nothing lost
+            log.exception("cache: %s is not kept", entry.key)
+            return
+        entry.saved = True
+        self._let_go(evicted)
+
+    def _let_go(self, evicted: Iterable[LogKey]) -> None:
+        for key in evicted:
+            if key in self._idle:
+                self._drop(self._idle[key])  # its open file would go on using the space
+
+
+@asynccontextmanager
+async def open_log_store(
+    source: LogSource,
+    states: StageStates,
+    *,
+    memory_bytes: int,
+    disk: DiskTier | None,
+    scratch: Path,
+    refresh_s: float,
+) -> AsyncIterator[LogStore]:
+    """Run a store. Its downloads end when the block is left.
+
+    Args:
+        memory_bytes: limit of the memory tier.
+        disk: the disk tier, None for none.
+        scratch: a directory for downloads where there is no disk tier.
+        refresh_s: how old a running log may be when it is opened.
+    """
+    store: LogStore | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            store = LogStore(
+                source,
+                states,
+                nursery,
+                memory=MemoryTier(memory_bytes),
+                disk=disk,
+                scratch=scratch,
+                refresh_s=refresh_s,
+            )
+            yield store
+            nursery.cancel_scope.cancel()
+    finally:
+        if store is not None:
+            store.close()  # after the last download let go of its file

@@ -1,0 +1,429 @@
+"""The disk tier on a real directory: what goes in comes out whole, or not at all."""
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from codeartsfs.logs import disk as disk_module
+from codeartsfs.logs.body import Body
+from codeartsfs.logs.disk import FOOTER_BYTES, CacheDirectoryError, DiskTier, LogMeta
+from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
+from tests.logs.fakes import KEY, RECORD, key, text
+
+LOG = text(10_000)
+LIMIT = 1 << 30
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
+
+
+def meta_of(content: bytes, *, final: bool = True, request_id: str = "req-1") -> LogMeta:
+    return LogMeta(
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        final=final,
+        modified_ns=1_700_000_000_123_456_789,
+        checked_ns=1_700_000_001_000_000_000,
+        unchanged=3,
+        request_id=request_id,
+    )
+
+
+async def save(
+    tier: DiskTier, key: LogKey, content: bytes, meta: LogMeta | None = None
+) -> frozenset[LogKey]:
+    body = Body(tier.new_file())
+    await body.append([content])
+    body.announce(len(content))
+    try:
+        return await tier.save(key, body, meta or meta_of(content))
+    finally:
+        body.close()
+
+
+async def content_of(tier: DiskTier, key: LogKey = KEY) -> bytes | None:
+    loaded = await tier.load(key)
+    if loaded is None:
+        return None
+    body, meta = loaded
+    content = bytes(await body.read(0, meta.size_bytes + 1))
+    body.close()
+    return content
+
+
+def entry_of(cache: Path, key: LogKey = KEY) -> Path:
+    return cache / "v1" / key.record / key.file_name
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("content", [b"", b"x", LOG, os.urandom(3 << 20)])
+async def test_what_was_saved_is_loaded_by_a_later_tier(cache: Path, content: bytes) -> None:
+    meta = meta_of(content)
+    assert await save(DiskTier(cache, LIMIT), KEY, content, meta) == frozenset()
+    tier = DiskTier(cache, LIMIT)
+    loaded = await tier.load(KEY)
+    assert loaded is not None
+    body, found = loaded
+    assert found == meta
+    assert await body.read(0, len(content) + 1) == content
+    body.close()
+    assert await tier.meta(KEY) == meta
+    assert await tier.records() == (RECORD,)
+    assert await tier.logs(RECORD) == (KEY,)
+
+
+async def test_log_that_was_never_saved_is_a_silent_miss(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    assert await tier.load(KEY) is None
+    assert await tier.meta(KEY) is None
+    assert await tier.logs(RECORD) == ()
+    assert not caplog.records
+
+
+async def test_log_that_may_grow_comes_back_with_its_hash(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG, meta_of(LOG, final=False))
+    for _ in range(2):
+        loaded = await tier.load(KEY)
+        assert loaded is not None
+        assert loaded[0].sha256.hexdigest() == hashlib.sha256(LOG).hexdigest()
+        loaded[0].close()
+
+
+async def test_newer_version_replaces_the_older(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    await save(tier, KEY, LOG + b"more\n")
+    assert await content_of(tier) == LOG + b"more\n"
+    assert os.listdir(cache / "v1" / "tmp") == []
+
+
+async def test_touch_rewrites_the_state_and_keeps_the_bytes(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG, meta_of(LOG, final=False))
+    await tier.touch(KEY, meta_of(LOG, final=True))
+    assert await tier.meta(KEY) == meta_of(LOG, final=True)
+    assert await content_of(tier) == LOG
+
+
+async def test_removed_log_is_gone_and_may_be_removed_again(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    await tier.remove(KEY)
+    await tier.remove(KEY)
+    assert await content_of(tier) is None
+
+
+@pytest.mark.parametrize(
+    "request_id", ["r" * 500, '"' * 500, "\\" * 500, "编号" * 100, "\t" * 64, ""]
+)
+async def test_request_id_of_any_kind_fits_the_footer(cache: Path, request_id: str) -> None:
+    stage = Stage("stage9999")
+    widest = LogKey(RECORD, stage, LogLevel.DEBUG)
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, widest, LOG, meta_of(LOG, request_id=request_id))
+    assert await content_of(tier, widest) == LOG
+
+
+# What cannot be believed.
+
+
+async def test_entry_under_another_name_is_a_miss(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    shutil.copy(entry_of(cache), entry_of(cache, key(2)))
+    assert await tier.meta(key(2)) is None
+    assert await content_of(tier, key(2)) is None
+    assert not entry_of(cache, key(2)).exists()
+    assert await content_of(tier) == LOG
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("final", [True, False])
+async def test_no_flipped_bit_goes_unnoticed(
+    cache: Path, caplog: pytest.LogCaptureFixture, final: bool
+) -> None:
+    content = text(700)
+    await save(DiskTier(cache, LIMIT), KEY, content, meta_of(content, final=final))
+    whole = entry_of(cache).read_bytes()
+    assert len(whole) == len(content) + FOOTER_BYTES
+    for offset in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1 << offset % 8
+        entry_of(cache).write_bytes(damaged)
+        assert await content_of(DiskTier(cache, LIMIT)) is None, offset
+        assert not entry_of(cache).exists(), offset
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == len(whole)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        b"\0" * FOOTER_BYTES,
+        b"\n{}".ljust(FOOTER_BYTES),
+        b"[" * FOOTER_BYTES,
+        os.urandom(5000),
+    ],
+)
+async def test_foreign_file_is_a_miss_and_removed(
+    cache: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    entry_of(cache).write_bytes(content)
+    assert await content_of(tier) is None
+    assert not entry_of(cache).exists()
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 511, 512, 513, 5000])
+async def test_truncated_entry_is_a_miss_and_removed(
+    cache: Path, caplog: pytest.LogCaptureFixture, lost_bytes: int
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    os.truncate(entry_of(cache), len(LOG) + FOOTER_BYTES - lost_bytes)
+    assert await content_of(tier) is None
+    assert not entry_of(cache).exists()
+    assert "damaged" in caplog.text
+
+
+async def test_symlink_or_directory_in_the_place_of_an_entry_is_a_miss(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    entry_of(cache).rename(tmp_path / "elsewhere")
+    entry_of(cache).symlink_to(tmp_path / "elsewhere")
+    entry_of(cache, key(2)).mkdir()
+    assert await content_of(tier) is None
+    assert await content_of(tier, key(2)) is None
+    assert (tmp_path / "elsewhere").exists()
+    assert len(caplog.records) == 2
+
+
+async def test_foreign_names_are_no_records_and_no_logs(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    (cache / "v1" / "README").write_text("")
+    (cache / "v1" / ("f" * 36)).write_text("")
+    (cache / "v1" / RECORD / "notes.txt").write_text("")
+    assert await tier.logs(RECORD) == (KEY,)
+    assert await tier.logs(RecordId("f" * 36)) == ()
+    assert RECORD in await tier.records()
+    assert "README" not in await tier.records()
+
+
+# Room.
+
+
+def age(cache: Path, key: LogKey, seconds: int) -> None:
+    os.utime(entry_of(cache, key), (0, seconds))
+
+
+async def test_least_recently_opened_logs_go_first(cache: Path) -> None:
+    entry_bytes = 10_000 + FOOTER_BYTES
+    tier = DiskTier(cache, 4 * entry_bytes)
+    for n in range(1, 5):
+        assert await save(tier, key(n), LOG) == frozenset()
+        age(cache, key(n), 1000 + n)
+    assert await content_of(tier, key(1)) == LOG  # opened, and so the last to go
+    assert await save(tier, key(5), LOG) == {key(2), key(3)}  # down to the low-water mark
+    assert sorted(await tier.logs(RECORD), key=str) == [key(1), key(4), key(5)]
+    assert tier.used_bytes == 3 * entry_bytes
+
+
+async def test_logs_opened_at_the_same_moment_are_evicted_all_the_same(cache: Path) -> None:
+    tier = DiskTier(cache, 25_000)
+    for n in (1, 2):
+        await save(tier, key(n), LOG)
+        age(cache, key(n), 1000)
+    assert len(await save(tier, key(3), LOG)) == 1
+
+
+async def test_nothing_is_evicted_while_everything_fits(cache: Path) -> None:
+    entry_bytes = 10_000 + FOOTER_BYTES
+    for n in range(1, 11):  # a new tier each time: what others saved counts
+        assert await save(DiskTier(cache, 10 * entry_bytes), key(n), LOG) == frozenset()
+    assert len(await DiskTier(cache, LIMIT).logs(RECORD)) == 10
+
+
+async def test_replacing_a_log_evicts_no_other_that_fits_beside_it(cache: Path) -> None:
+    tier = DiskTier(cache, 40_000)
+    await save(tier, key(1), text(20_000))
+    await save(tier, key(2), LOG)
+    assert await save(tier, key(1), text(22_000)) == frozenset()
+    assert len(await tier.logs(RECORD)) == 2
+    assert tier.used_bytes == 22_000 + 10_000 + 2 * FOOTER_BYTES
+
+
+async def test_emptied_record_leaves_no_directory(cache: Path) -> None:
+    other = LogKey(RecordId("a" * 36), Stage("stage1"), LogLevel.INFO)
+    tier = DiskTier(cache, 15_000)
+    await save(tier, other, LOG)
+    assert await save(tier, KEY, LOG) == {other}
+    assert await tier.records() == (RECORD,)
+
+
+async def test_log_larger_than_the_limit_is_not_kept_and_displaces_nothing(cache: Path) -> None:
+    tier = DiskTier(cache, 15_000)
+    await save(tier, key(1), LOG)
+    with pytest.raises(OSError, match="larger than the whole cache") as failure:
+        await save(tier, key(2), text(15_000))
+    assert failure.value.errno == errno.EFBIG
+    assert await tier.logs(RECORD) == (key(1),)
+
+
+# The directory.
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def modes_below(directory: Path) -> dict[str, int]:
+    paths = [directory, *directory.rglob("*")]
+    return {str(path.relative_to(directory)): path.stat().st_mode & 0o777 for path in paths}
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+async def test_everything_is_private_whatever_the_umask(cache: Path, mask: int) -> None:
+    with umask(mask):
+        await save(DiskTier(cache, LIMIT), KEY, LOG)
+    assert modes_below(cache) == {
+        ".": 0o700,
+        "v1": 0o700,
+        "v1/tmp": 0o700,
+        f"v1/{RECORD}": 0o700,
+        f"v1/{RECORD}/{KEY.file_name}": 0o600,
+    }
+
+
+def test_directory_of_ours_keeps_its_mode_and_its_contents_are_private(cache: Path) -> None:
+    cache.mkdir()
+    cache.chmod(0o755)
+    DiskTier(cache, LIMIT)
+    assert cache.stat().st_mode & 0o777 == 0o755
+    assert (cache / "v1").stat().st_mode & 0o777 == 0o700
+
+
+@needs_root
+def test_directory_of_another_user_is_refused(cache: Path) -> None:
+    cache.mkdir()
+    os.chown(cache, 12345, 12345)
+    with pytest.raises(CacheDirectoryError, match="belongs to uid 12345"):
+        DiskTier(cache, LIMIT)
+
+
+def test_file_or_link_in_its_place_is_refused(cache: Path, tmp_path: Path) -> None:
+    cache.write_text("a file")
+    with pytest.raises(CacheDirectoryError, match="cannot create the cache directory"):
+        DiskTier(cache, LIMIT)
+    with pytest.raises(CacheDirectoryError):
+        DiskTier(cache / "below", LIMIT)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(CacheDirectoryError, match="is not a directory"):
+        DiskTier(link, LIMIT)
+
+
+def pid_of_the_dead() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+async def test_only_litter_of_the_dead_is_removed(cache: Path) -> None:
+    await save(DiskTier(cache, LIMIT), KEY, LOG)
+    tmp = cache / "v1" / "tmp"
+    (tmp / f"{pid_of_the_dead()}-0").write_bytes(LOG)
+    (tmp / "tmpabcdef").write_bytes(LOG)
+    (tmp / f"{os.getppid()}-7").write_bytes(LOG)
+    tier = DiskTier(cache, LIMIT)
+    assert os.listdir(tmp) == [f"{os.getppid()}-7"]
+    assert await content_of(tier) == LOG
+
+
+# On the platter.
+
+
+async def test_file_system_without_nameless_files_gets_a_copy(cache: Path) -> None:
+    """Such a download lives in a file whose name was removed: linkat(2) cannot bring it back."""
+    tier = DiskTier(cache, LIMIT)
+    fd, name = tempfile.mkstemp(dir=cache / "v1" / "tmp")
+    os.unlink(name)
+    body = Body(fd)
+    await body.append([LOG])
+    body.announce(len(LOG))
+    await tier.save(KEY, body, meta_of(LOG))
+    body.close()
+    assert await content_of(DiskTier(cache, LIMIT)) == LOG
+    assert entry_of(cache).stat().st_mode & 0o777 == 0o600
+    assert os.listdir(cache / "v1" / "tmp") == []
+
+
+RECORDER = """
+import os, sys, trio
+from pathlib import Path
+from codeartsfs.logs.disk import DiskTier
+from tests.logs.fakes import KEY, text
+from tests.logs.test_disk import save
+
+def record(name):
+    call = getattr(os, name)
+    def recorded(*args, **kwargs):
+        what = ""
+        if name == "fsync":
+            what = " directory" if os.path.isdir(f"/proc/self/fd/{args[0]}") else " file"
+        print(name + what)
+        return call(*args, **kwargs)
+    setattr(os, name, recorded)
+
+tier = DiskTier(Path(sys.argv[1]), 1 << 30)
+for name in ("fsync", "link", "replace"):
+    record(name)
+trio.run(save, tier, KEY, text(10_000))
+"""
+
+
+def test_bytes_are_on_the_platter_before_they_have_a_name(cache: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RECORDER, cache], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:-1] == ["fsync file", "link", "replace", "fsync directory"]
+
+
+async def test_save_that_fails_leaves_no_trace(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    (cache / "v1" / RECORD).write_text("in the way")
+    with pytest.raises(OSError, match=r"exists|Not a directory"):
+        await save(tier, KEY, LOG)
+    assert os.listdir(cache / "v1" / "tmp") == []
+
+
+def test_magic_names_the_layout() -> None:
+    """Who changes what a footer means must change this, or old caches are misread."""
+    assert disk_module._MAGIC == "codeartsfs-log-1"
