@@ -1,0 +1,324 @@
+"""The catalog before an in-memory API that counts."""
+
+import time
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from codeartsfs.builds.catalog import Catalog
+from codeartsfs.errors import (
+    AccessDenied,
+    ApiUnavailable,
+    BadAnswer,
+    BuildNotFound,
+    CallUnavailable,
+    CodeArtsError,
+    CredentialsRefused,
+    Forbidden,
+)
+from codeartsfs.model import StageRun
+from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
+
+RECORD = RecordId("a" * 36)
+OTHER = RecordId("b" * 36)
+KEY = LogKey(RECORD, Stage("stage1"), LogLevel.INFO)
+LONG_AGO_NS = 1_700_000_000_000_000_000
+
+RUNNING = StageRun(Stage("stage1"), status="running")
+OVER = StageRun(Stage("stage1"), status="success", finished_ns=LONG_AGO_NS)
+
+
+class FakeBuilds:
+    """Tells ``runs`` of every record, or fails; counts."""
+
+    def __init__(self, *runs: StageRun) -> None:
+        self.runs = runs
+        self.failure: Exception | None = None
+        self.go: trio.Event | None = None
+        self.calls: list[RecordId] = []
+        self.asking = self.most_asking = 0
+
+    async def stages(self, record: RecordId) -> tuple[StageRun, ...]:
+        self.calls.append(record)
+        self.asking += 1
+        self.most_asking = max(self.most_asking, self.asking)
+        try:
+            await trio.lowlevel.checkpoint()
+            if self.go is not None:
+                await self.go.wait()
+            if self.failure is not None:
+                raise self.failure
+            return self.runs
+        finally:
+            self.asking -= 1
+
+
+async def test_many_who_ask_share_one_call(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(RUNNING)
+    catalog = Catalog(source, refresh_s=1.0)
+    answers: list[tuple[StageRun, ...] | None] = []
+
+    async def ask() -> None:
+        answers.append(await catalog.stages(RECORD))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(ask)
+    assert answers == [(RUNNING,)] * 20
+    assert len(source.calls) == 1
+
+
+async def test_records_are_asked_about_side_by_side(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(RUNNING)
+    source.go = trio.Event()
+    catalog = Catalog(source, refresh_s=1.0)
+    async with trio.open_nursery() as nursery:
+        for record in (RECORD, OTHER):
+            nursery.start_soon(catalog.stages, record)
+        await wait_all_tasks_blocked()
+        assert source.most_asking == 2
+        source.go.set()
+    assert set(catalog.records()) == {RECORD, OTHER}
+
+
+async def test_cancelled_asker_leaves_the_question_to_the_next(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(RUNNING)
+    source.go = trio.Event()
+    catalog = Catalog(source, refresh_s=1.0)
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(1) as first:
+            nursery.start_soon(catalog.stages, OTHER)
+            await catalog.stages(RECORD)
+        assert first.cancelled_caught
+        source.go.set()
+        assert await catalog.stages(RECORD) == (RUNNING,)
+    assert source.calls.count(RECORD) == 2
+
+
+async def test_record_that_is_over_is_never_asked_about_again(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(OVER)
+    catalog = Catalog(source, refresh_s=1.0)
+    for _ in range(5):
+        assert await catalog.stages(RECORD) == (OVER,)
+        assert await catalog.stage(KEY) == OVER
+        await trio.sleep(80_000)
+    assert len(source.calls) == 1
+
+
+async def test_stage_that_is_over_costs_no_call_while_others_run(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeBuilds(OVER, StageRun(Stage("stage2"), status="running"))
+    catalog = Catalog(source, refresh_s=1.0)
+    for _ in range(5):
+        assert await catalog.stage(KEY) == OVER
+        await trio.sleep(100)
+    assert len(source.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        (),
+        (RUNNING,),
+        (OVER, StageRun(Stage("stage2"), status="a word nobody knows")),
+        # Over by word alone: nobody knows since when, so another stage may still begin.
+        (StageRun(Stage("stage1"), status="success"),),
+        (OVER, StageRun(Stage("stage2"), status="success")),
+    ],
+)
+async def test_record_is_not_over_before_all_its_stages_are(
+    autojump_clock: MockClock, runs: tuple[StageRun, ...]
+) -> None:
+    source = FakeBuilds(*runs)
+    catalog = Catalog(source, refresh_s=1.0)
+    await catalog.stages(RECORD)
+    await trio.sleep(5)
+    await catalog.stages(RECORD)
+    assert len(source.calls) == 2
+
+
+async def test_record_whose_last_stage_just_finished_may_get_another(
+    autojump_clock: MockClock,
+) -> None:
+    just_now = StageRun(Stage("stage1"), status="success", finished_ns=time.time_ns())
+    source = FakeBuilds(just_now)
+    catalog = Catalog(source, refresh_s=1.0)
+    await catalog.stages(RECORD)
+    await trio.sleep(5)
+    source.runs = (just_now, StageRun(Stage("stage2"), status="running"))
+    stages = await catalog.stages(RECORD)
+    assert stages is not None
+    assert len(stages) == 2
+
+
+async def test_record_with_its_final_stage_over_is_over_at_once(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(StageRun(Stage("final"), status="success", finished_ns=time.time_ns()))
+    catalog = Catalog(source, refresh_s=1.0)
+    await catalog.stages(RECORD)
+    await trio.sleep(1000)
+    await catalog.stages(RECORD)
+    assert len(source.calls) == 1
+
+
+async def test_listings_live_five_seconds_and_states_refresh_s(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(RUNNING)
+    catalog = Catalog(source, refresh_s=1.0)
+    await catalog.stages(RECORD)
+    await trio.sleep(0.9)
+    await catalog.stage(KEY)
+    assert len(source.calls) == 1
+    await trio.sleep(0.1)
+    await catalog.stage(KEY)
+    assert len(source.calls) == 2
+    await trio.sleep(4.9)
+    await catalog.stages(RECORD)
+    assert len(source.calls) == 2
+    await trio.sleep(0.1)
+    await catalog.stages(RECORD)
+    assert len(source.calls) == 3
+
+
+async def test_age_counts_from_the_question_not_the_answer(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(RUNNING)
+    source.go = trio.Event()
+    catalog = Catalog(source, refresh_s=1.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(catalog.stages, RECORD)
+        await trio.sleep(3)
+        source.go.set()
+    await catalog.stage(KEY)
+    assert len(source.calls) == 2
+
+
+@pytest.mark.parametrize("failure", [ApiUnavailable("down"), BadAnswer("html")])
+async def test_failure_is_shared_for_a_second_and_is_no_absence(
+    autojump_clock: MockClock, failure: CodeArtsError
+) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = failure
+    catalog = Catalog(source, refresh_s=1.0)
+    failures: list[CodeArtsError] = []
+
+    async def ask() -> None:
+        try:
+            await catalog.stages(RECORD)
+        except CodeArtsError as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(ask)
+    assert failures == [failure] * 20
+    assert len(source.calls) == 1
+    assert not catalog.absent(RECORD)
+    assert catalog.records() == ()
+    source.failure = None
+    await trio.sleep(1)
+    assert await catalog.stages(RECORD) == (OVER,)
+
+
+async def test_failure_leaves_what_was_told_before(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(RUNNING)
+    catalog = Catalog(source, refresh_s=1.0)
+    await catalog.stages(RECORD)
+    await trio.sleep(10)
+    source.failure = ApiUnavailable("down")
+    with pytest.raises(ApiUnavailable):
+        await catalog.stages(RECORD)
+    assert catalog.known_stages(RECORD) == (RUNNING,)
+    assert catalog.records() == (RECORD,)
+
+
+async def test_absence_is_remembered_for_five_seconds(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = BuildNotFound(RECORD, "gone")
+    catalog = Catalog(source, refresh_s=1.0)
+    for _ in range(3):
+        with pytest.raises(BuildNotFound):
+            await catalog.stages(RECORD)
+    assert await catalog.stage(KEY) is None  # the log itself knows better
+    assert catalog.absent(RECORD)
+    assert not catalog.absent(OTHER)
+    assert len(source.calls) == 1
+    await trio.sleep(5)
+    assert not catalog.absent(RECORD)
+    source.failure = None
+    assert await catalog.stages(RECORD) == (OVER,)
+    assert len(source.calls) == 2
+
+
+async def test_call_that_is_not_offered_is_not_tried_for_other_records_either(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = CallUnavailable("APIGW.0101")
+    catalog = Catalog(source, refresh_s=1.0)
+    assert await catalog.stages(RECORD) is None
+    assert await catalog.stages(OTHER) is None
+    assert await catalog.stage(KEY) is None
+    assert source.calls == [RECORD]
+    assert catalog.known_stages(RECORD) is None
+    assert catalog.records() == ()
+    source.failure = None
+    await trio.sleep(400)
+    assert await catalog.stages(OTHER) == (OVER,)
+
+
+async def test_record_that_is_not_ours_to_list_says_nothing_of_others(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = Forbidden("no")
+    catalog = Catalog(source, refresh_s=1.0)
+    assert await catalog.stages(RECORD) is None
+    assert await catalog.stage(KEY) is None
+    assert source.calls == [RECORD]
+    source.failure = None
+    assert await catalog.stages(OTHER) == (OVER,)
+    await trio.sleep(30)
+    assert await catalog.stages(RECORD) == (OVER,)
+
+
+@pytest.mark.parametrize("failure", [AccessDenied("no"), CredentialsRefused("no")])
+async def test_refused_credentials_are_a_failure_for_seconds_never_an_empty_listing(
+    autojump_clock: MockClock, failure: CodeArtsError
+) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = failure
+    catalog = Catalog(source, refresh_s=1.0)
+    with pytest.raises(AccessDenied):
+        await catalog.stages(RECORD)
+    assert await catalog.stage(KEY) is None
+    source.failure = None
+    await trio.sleep(5)
+    assert await catalog.stages(RECORD) == (OVER,)
+
+
+async def test_stage_is_ruled_out_only_by_a_recent_or_last_word(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(RUNNING)
+    catalog = Catalog(source, refresh_s=1.0)
+    second = LogKey(RECORD, Stage("stage2"), LogLevel.INFO)
+    assert not catalog.rules_out(second)
+    await catalog.stages(RECORD)
+    assert catalog.rules_out(second)
+    assert not catalog.rules_out(KEY)
+    await trio.sleep(5)
+    assert not catalog.rules_out(second)
+    source.runs = (OVER,)
+    await catalog.stages(RECORD)
+    await trio.sleep(80_000)
+    assert catalog.rules_out(second)
+
+
+async def test_unforeseen_exception_passes_and_leaves_the_catalog_usable(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = ValueError("a bug")
+    catalog = Catalog(source, refresh_s=1.0)
+    with pytest.raises(ValueError, match="a bug"):
+        await catalog.stages(RECORD)
+    source.failure = None
+    assert await catalog.stages(RECORD) == (OVER,)
