@@ -1,0 +1,68 @@
+"""Going to the background: the starter returns only once the mount answers, or says why not."""
+
+import logging
+import logging.handlers
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_SYSLOG = Path("/dev/log")
+
+
+@contextmanager
+def detached(*, syslog: bool) -> Iterator[Callable[[], None]]:
+    """Run the block in a background process; the starting process never enters it.
+
+    The starter waits. When the block calls what it is given, the starter exits with 0. When
+    the block ends before that, the starter exits with the block's exit code; what it had
+    to say went to the standard error that both share until then.
+
+    Args:
+        syslog: log to the system log afterwards, where there is one.
+    """
+    report_to_starter = _fork_and_wait()
+
+    def ready() -> None:
+        nonlocal report_to_starter
+        os.write(report_to_starter, b"\0")
+        os.close(report_to_starter)
+        report_to_starter = -1  # its number will soon be another file's
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        os.close(null)
+        if syslog and _SYSLOG.exists():
+            handler = logging.handlers.SysLogHandler(os.fspath(_SYSLOG))
+            handler.ident = f"codeartsfs[{os.getpid()}]: "
+            handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+            logging.basicConfig(level=logging.getLogger().level, handlers=[handler], force=True)
+
+    try:
+        yield ready
+    except SystemExit as end:
+        _report(report_to_starter, end.code if isinstance(end.code, int) else 1)
+        raise
+    except BaseException:
+        _report(report_to_starter, 1)
+        raise
+
+
+def _fork_and_wait() -> int:
+    """Fork twice, away from the terminal; return, in the grandchild only, where to report."""
+    receive, report = os.pipe()
+    if os.fork():
+        os.close(report)
+        code = os.read(receive, 1)
+        os._exit(code[0] if code else 1)
+    os.close(receive)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    return report
+
+
+def _report(report_to_starter: int, code: int) -> None:
+    with suppress(OSError):  # after being ready: the starter is long gone
+        os.write(report_to_starter, bytes([code or 1]))

@@ -1,0 +1,124 @@
+"""What a mount is told to do, once all sources are merged, checked and frozen.
+
+Precedence is click's own: flag > environment > file > default. This module adds the
+value types and the file.
+"""
+
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import platformdirs
+
+SYSTEM_FILE = Path("/etc/codeartsfs.toml")
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+# Options of mount(8) and fstab that say nothing to a file system.
+_FSTAB_ONLY = re.compile(r"(no)?auto|nofail|_netdev|(no)?users?|defaults|rw|x-.*|comment=.*")
+# What the kernel or libfuse takes as it is. Read-only and without programs we are anyway.
+_PASSED_ON = frozenset({"allow_other", "allow_root", "async", "noatime", "nodiratime", "relatime"})
+_ALWAYS = frozenset({"ro", "nosuid", "nodev", "noexec", "default_permissions"})
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """One mount."""
+
+    mountpoint: Path
+    endpoint: str
+    cache_dir: Path | None
+    cache_size_bytes: int
+    memory_cache_bytes: int
+    deadline_s: float
+    stat_size: str
+    max_downloads: int
+    max_requests_per_second: float
+    refresh_s: float
+    ca_file: str | None
+    mount_options: frozenset[str]
+
+
+def user_file() -> Path:
+    return Path(platformdirs.user_config_dir("codeartsfs")) / "config.toml"
+
+
+def default_cache_dir() -> Path:
+    return Path(platformdirs.user_cache_dir("codeartsfs"))
+
+
+def size_bytes(text: str) -> int:
+    """Parse a number of bytes: ``512M``, ``2G``, ``1.5GiB``, ``4096``; units are powers of 1024."""
+    match = _SIZE.fullmatch(str(text).strip())
+    if not match:
+        raise click.BadParameter(f"{text!r} is not a size such as 512M or 2G")
+    return int(float(match[1]) * 1024.0 ** " KMGT".index(match[2].upper() or " "))
+
+
+def seconds(text: str) -> float:
+    """Parse a time in seconds, at least 0.1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.1 <= value < math.inf:
+        raise click.BadParameter(f"{text!r} is not a number of seconds from 0.1 upwards")
+    return value
+
+
+def mount_point(text: str | Path) -> Path:
+    """Parse a mount point; an empty one is a variable that was not set, not this directory."""
+    if not os.fspath(text):
+        raise click.BadParameter("the mount point is empty")
+    return Path(text)
+
+
+def mount_options(text: str) -> frozenset[str]:
+    """Parse ``-o`` as mount(8) has it; what is left is for the kernel."""
+    chosen = set()
+    for option in filter(None, text.split(",")):
+        if option in _PASSED_ON:
+            chosen.add(option)
+        elif option not in _ALWAYS and not _FSTAB_ONLY.fullmatch(option):
+            known = ", ".join(sorted(_PASSED_ON))
+            raise click.BadParameter(f"unknown mount option {option!r}; known are: {known}")
+    return frozenset(chosen)
+
+
+def read_files(chosen: Path | None, known: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of the chosen file, else those of the system's and the user's.
+
+    Raises:
+        click.UsageError: a file is unreadable, no TOML, or has a key that is no option.
+    """
+    settings: dict[str, Any] = {}
+    known = frozenset(known)
+    for path in [chosen] if chosen else [SYSTEM_FILE, user_file()]:
+        try:
+            content = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            if chosen:
+                raise click.UsageError(f"there is no configuration file {path}") from None
+            continue
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise click.UsageError(f"cannot read configuration file {path}: {error}") from None
+        settings.update(_checked(path, content, known))
+    return settings
+
+
+def _checked(path: Path, content: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    settings = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            options = ", ".join(sorted(option.replace("_", "-") for option in known))
+            raise click.UsageError(f"{path}: unknown key {key!r}; known are: {options}")
+        if isinstance(value, dict | list):
+            raise click.UsageError(f"{path}: {key} must be a single value")
+        settings[name] = value
+    return settings

@@ -1,0 +1,198 @@
+"""The mounted process: puts the parts together, keeps them running, takes them down again.
+
+Nesting is ownership: the client outlives the store, the store outlives the mount.
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import trio
+
+import codeartsfs
+from codeartsfs.api.auth import Credentials
+from codeartsfs.api.client import ApiClient, open_client
+from codeartsfs.api.pace import Pace
+from codeartsfs.builds.catalog import Catalog
+from codeartsfs.config import MountConfig
+from codeartsfs.fs.callers import Callers
+from codeartsfs.fs.mount import Mount, open_mount
+from codeartsfs.fs.operations import Operations, StatSize
+from codeartsfs.fs.tree import CONTROL_DIR, STATUS_FILE, Tree
+from codeartsfs.logs.disk import DiskTier
+from codeartsfs.logs.store import LogStore, open_log_store
+from codeartsfs.notify import Notifier
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 1.0  # for requests under way when the end is asked for
+_STATUS_EVERY_S = 10.0
+
+
+async def serve(
+    config: MountConfig, credentials: Credentials, notifier: Notifier, on_ready: Callable[[], None]
+) -> None:
+    """Mount, answer until unmounted or told to stop, and unmount.
+
+    Args:
+        on_ready: called once, when the mount has answered.
+
+    Raises:
+        CacheDirectoryError: the cache directory cannot be used.
+        EndpointError: the endpoint or the CA file cannot be used.
+        MountPointError: mounting failed.
+    """
+    _allow_many_files()
+    disk = None
+    if config.cache_dir is not None:
+        disk = DiskTier(config.cache_dir, config.cache_size_bytes)
+    pace = Pace(
+        max_downloads=config.max_downloads, requests_per_second=config.max_requests_per_second
+    )
+    watched = Callers(config.deadline_s)
+    async with open_client(
+        endpoint=config.endpoint, credentials=credentials, pace=pace, ca_file=config.ca_file
+    ) as client:
+        catalog = Catalog(client, refresh_s=config.refresh_s)
+        async with open_log_store(
+            client,
+            catalog,
+            memory_bytes=config.memory_cache_bytes,
+            disk=disk,
+            scratch=_scratch(),
+            refresh_s=config.refresh_s,
+        ) as store:
+            status = _Status(config, credentials, client, store)
+            operations = Operations(
+                Tree(catalog, store),
+                store,
+                watched,
+                status=status.as_json,
+                stat_size=StatSize(config.stat_size),
+                refresh_s=config.refresh_s,
+            )
+            status.operations = operations
+            source = f"codearts:{urlsplit(config.endpoint).netloc}"
+            async with open_mount(
+                config.mountpoint, operations, watched, source, config.mount_options
+            ) as mount:
+                await _look_after(mount, status, notifier, on_ready)
+
+
+async def _look_after(
+    mount: Mount, status: "_Status", notifier: Notifier, on_ready: Callable[[], None]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, mount, notifier)
+        nursery.start_soon(_report, mount, status, notifier, on_ready)
+        if notifier.watchdog_interval_s is not None:
+            nursery.start_soon(_prove_life, mount, notifier, notifier.watchdog_interval_s)
+        await mount.ended.wait()
+        nursery.cancel_scope.cancel()
+    log.info("unmounting %s", mount.path)
+
+
+async def _end_on_signal(mount: Mount, notifier: Notifier) -> None:
+    ending = {signal.SIGTERM, signal.SIGINT}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) leaves it
+        ending.add(signal.SIGHUP)
+    with trio.open_signal_receiver(*ending) as signals:
+        await signals.__anext__()
+        notifier.stopping()
+        await mount.end(_GRACE_S)
+
+
+async def _report(
+    mount: Mount, status: "_Status", notifier: Notifier, on_ready: Callable[[], None]
+) -> None:
+    await mount.answers()
+    log.info("mounted at %s", mount.path)
+    notifier.status(status.as_line())
+    notifier.ready()
+    on_ready()
+    while True:
+        await trio.sleep(_STATUS_EVERY_S)
+        notifier.status(status.as_line())
+
+
+async def _prove_life(mount: Mount, notifier: Notifier, every_s: float) -> None:
+    """Feed the watchdog, but only after a file was really read through the mount.
+
+    A read that hangs ends the feeding, and so the process: systemd starts a new one.
+    """
+    witness = mount.path / CONTROL_DIR / STATUS_FILE
+    while True:
+        try:
+            await trio.to_thread.run_sync(witness.read_bytes, abandon_on_cancel=True)
+        except OSError as error:
+            log.error("the mount does not answer its own read: %s", error)
+        else:
+            notifier.watchdog()
+        await trio.sleep(every_s)
+
+
+class _Status:
+    """What the mount says of itself, in a file and in one line."""
+
+    operations: Operations
+
+    def __init__(
+        self, config: MountConfig, credentials: Credentials, client: ApiClient, store: LogStore
+    ) -> None:
+        self._config = config
+        self._credentials = credentials
+        self._client = client
+        self._store = store
+        self._since = time.time()
+
+    def as_json(self) -> bytes:
+        disk = self._store.disk
+        content = {
+            "version": codeartsfs.__version__,
+            "pid": os.getpid(),
+            "mountpoint": os.fspath(self._config.mountpoint),
+            "endpoint": self._config.endpoint,
+            "credentials": self._credentials.kind,
+            "mounted_at_s": round(self._since, 3),
+            "kernel": {
+                "opens": self.operations.opens,
+                "reads": self.operations.reads,
+                "inodes": len(self.operations.inodes),
+            },
+            "logs": asdict(self._store.statistics()),
+            "memory_cache": {
+                "used_bytes": self._store.memory.used_bytes,
+                "limit_bytes": self._store.memory.limit_bytes,
+            },
+            "disk_cache": disk and {"used_bytes": disk.used_bytes, "limit_bytes": disk.limit_bytes},
+            "api": asdict(self._client.statistics),
+        }
+        return json.dumps(content, indent=2).encode() + b"\n"
+
+    def as_line(self) -> str:
+        logs, api = self._store.statistics(), self._client.statistics
+        return (
+            f"{self._config.mountpoint}: {logs.open_logs} logs open, {logs.downloading} coming,"
+            f" {logs.downloads} downloaded, {api.requests} API requests, {api.retries} retries"
+        )
+
+
+def _allow_many_files() -> None:
+    """Every open log is a file here: take all descriptors that the administrator permits."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _scratch() -> Path:
+    """Return where downloads go without a disk cache; not /tmp, which often is memory."""
+    var_tmp = Path("/var/tmp")
+    usable = "TMPDIR" not in os.environ and os.access(var_tmp, os.W_OK)
+    return var_tmp if usable else Path(tempfile.gettempdir())

@@ -1,0 +1,1 @@
+"""The kernel side: the only part that knows FUSE."""

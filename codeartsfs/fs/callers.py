@@ -1,0 +1,117 @@
+"""Who waits for us, and when to let them go.
+
+pyfuse3 passes no interrupts on: a process that waits in open or getattr stays there, even
+after SIGKILL, until it is answered. So every wait is registered here with its caller, and
+one task looks after them all: it ends a wait when its caller is being killed (Ctrl-C
+works) and when it outlives the deadline (no terminal hangs).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+_LOOK_EVERY_S = 0.2
+_FATAL = frozenset({1, 2, 3, 9, 15})  # HUP, INT, QUIT, KILL, TERM
+
+LISTING_PROGRAMS = frozenset(
+    {"ls", "find", "du", "tree", "bash", "zsh", "fish", "mc", "exa", "eza", "lsd", "ncdu"}
+)
+
+
+class CallerKilled(Exception):
+    """The process that waits for the answer has a fatal signal pending."""
+
+
+class DeadlineExceeded(Exception):
+    """The answer did not come within the deadline."""
+
+
+@dataclass(eq=False, slots=True)
+class _Wait:
+    pid: int
+    scope: trio.CancelScope
+    killed: bool = False
+
+
+class Callers:
+    """All callers that wait right now."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._waits: set[_Wait] = set()
+        self._somebody = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    @contextmanager
+    def waiting(self, pid: int) -> Iterator[None]:
+        """Bound what is awaited inside, on behalf of a process or thread (0: unknown).
+
+        Raises:
+            CallerKilled: a fatal signal is pending for the caller.
+            DeadlineExceeded: it took too long.
+        """
+        wait = _Wait(pid, trio.CancelScope(deadline=trio.current_time() + self._deadline_s))
+        self._waits.add(wait)
+        self._somebody.set()
+        try:
+            with wait.scope:
+                yield
+        finally:
+            self._waits.discard(wait)
+        if wait.scope.cancelled_caught:
+            raise CallerKilled if wait.killed else DeadlineExceeded
+
+    async def watch(self) -> None:
+        """Look after the waits, for ever. Costs nothing while nobody waits."""
+        while True:
+            await self._somebody.wait()
+            await trio.sleep(_LOOK_EVERY_S)
+            for wait in tuple(self._waits):
+                if wait.pid and being_killed(wait.pid):
+                    wait.killed = True
+                    wait.scope.cancel()
+            if not self._waits:
+                self._somebody = trio.Event()
+
+
+def being_killed(pid: int) -> bool:
+    """Whether a signal that ends a process is pending; a vanished process does not count.
+
+    Linux, proc(5): SigPnd is the thread's, ShdPnd the process's, SigBlk what it holds back.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    masks = {}
+    for line in status.splitlines():
+        name, _, value = line.partition(":")
+        if name in ("SigPnd", "ShdPnd", "SigBlk"):
+            masks[name] = int(value, 16)
+    pending = (masks.get("SigPnd", 0) | masks.get("ShdPnd", 0)) & ~masks.get("SigBlk", 0)
+    return any(pending >> (signal - 1) & 1 for signal in _FATAL)
+
+
+def process_of(pid: int) -> int:
+    """Return the process a thread belongs to, the thread itself where that is unknown."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return pid
+    for line in status.splitlines():
+        if line.startswith("Tgid:"):
+            return int(line.removeprefix("Tgid:"))
+    return pid
+
+
+def lists_only(pid: int) -> bool:
+    """Whether the caller is a program that stats every file of a directory just to show it."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n") in LISTING_PROGRAMS
+    except OSError:
+        return False

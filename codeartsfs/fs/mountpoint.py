@@ -1,0 +1,138 @@
+"""Mount points: what is mounted where, what stands in the way, and unmounting."""
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+FS_TYPE = "fuse.codeartsfs"
+_UNMOUNT_TIMEOUT_S = 10.0
+
+
+class MountPointError(Exception):
+    """The mount point cannot be used as asked; the message says why and what to do."""
+
+
+class NoFuseError(Exception):
+    """This machine or user cannot mount FUSE file systems; the message says what is missing."""
+
+
+def mounted_type(path: Path) -> str | None:
+    """Return the file system type of the topmost mount at exactly this path, None for none."""
+    found = None
+    # proc(5) mountinfo: the fifth field is the mount point, the type follows the lone dash.
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        if _unescape(fields[4]) == os.fspath(path):
+            found = fields[fields.index("-") + 1]
+    return found
+
+
+def check_fuse() -> None:
+    """Make sure that mounting can work here.
+
+    Raises:
+        NoFuseError: it cannot.
+    """
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise NoFuseError(
+            "there is no /dev/fuse here: load the kernel module (modprobe fuse), or give the"
+            " container the device (--device /dev/fuse --cap-add SYS_ADMIN)"
+        ) from None
+    except OSError as error:
+        raise NoFuseError(f"/dev/fuse cannot be opened: {error.strerror}") from None
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise NoFuseError("fusermount3 is missing: install the package fuse3")
+
+
+def check_options(options: frozenset[str]) -> None:
+    """Make sure that fuse.conf(5) permits what was asked for.
+
+    Raises:
+        MountPointError: it does not.
+    """
+    others = options & {"allow_other", "allow_root"}
+    if not others or os.geteuid() == 0:
+        return
+    try:
+        lines = Path("/etc/fuse.conf").read_text().splitlines()
+    except OSError:
+        lines = []
+    if "user_allow_other" not in (line.strip() for line in lines):
+        raise MountPointError(f"-o {min(others)} needs the line user_allow_other in /etc/fuse.conf")
+
+
+def prepare(path: Path) -> Path:
+    """Return the real path of a mount point, cleared of a dead mount of ours.
+
+    Raises:
+        MountPointError: it is missing, no directory, or something is mounted there already.
+    """
+    if _is_dead(path):
+        resolved = path.parent.resolve() / path.name
+        if mounted_type(resolved) != FS_TYPE:
+            raise MountPointError(f"{path}: a dead mount of another kind is in the way")
+        unmount(path)
+    try:
+        resolved = path.resolve(strict=True)
+    except RuntimeError:  # what Python before 3.13 makes of ELOOP
+        raise MountPointError(f"mount point {path} is a symbolic link in a circle") from None
+    except OSError as error:
+        raise MountPointError(
+            f"mount point {path}: {error.strerror}; create it with: mkdir -p {path}"
+        ) from None
+    if not resolved.is_dir():
+        raise MountPointError(f"mount point {path} is not a directory")
+    kind = mounted_type(resolved)
+    if kind == FS_TYPE:
+        raise MountPointError(f"{path} is mounted already; end that with: codeartsfs umount {path}")
+    return resolved
+
+
+def unmount(path: Path, *, lazy: bool = True) -> None:
+    """Unmount a mount of ours, dead or alive. A lazy one leaves open files open.
+
+    Raises:
+        MountPointError: nothing of ours is mounted there, or it is busy.
+    """
+    resolved = path.parent.resolve() / path.name if _is_dead(path) else path.resolve()
+    kind = mounted_type(resolved)
+    if kind != FS_TYPE:
+        raise MountPointError(f"{path} is not a mount of codeartsfs")
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), os.fspath(resolved)]
+    else:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), os.fspath(resolved)]
+    try:
+        outcome = subprocess.run(
+            command, capture_output=True, text=True, timeout=_UNMOUNT_TIMEOUT_S, check=False
+        )
+    except FileNotFoundError:
+        raise NoFuseError(f"{command[0]} is missing: install the package fuse3") from None
+    except subprocess.TimeoutExpired:
+        raise MountPointError(f"{path}: {command[0]} did not come back") from None
+    if outcome.returncode != 0:
+        reason = " ".join(outcome.stderr.split()) or f"exit code {outcome.returncode}"
+        advice = "" if lazy else "; close what is open there, or use --lazy"
+        raise MountPointError(f"cannot unmount {path}: {reason}{advice}")
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether a FUSE mount is there whose daemon is gone ("endpoint is not connected").
+
+    Asked by statfs, which always reaches the daemon: stat is answered from the kernel's
+    memory for as long as the attributes of the root live, daemon or not.
+    """
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

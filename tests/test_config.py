@@ -1,0 +1,104 @@
+"""Sizes, mount options and configuration files."""
+
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codeartsfs.config import mount_options, read_files, size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("4096B", 4096),
+        ("1k", 1 << 10),
+        ("512M", 512 << 20),
+        ("512 MB", 512 << 20),
+        ("2G", 2 << 30),
+        ("1.5GiB", 3 << 29),
+        ("1t", 1 << 40),
+        (" 7 ", 7),
+    ],
+)
+def test_sizes_have_units_of_1024(text: str, size: int) -> None:
+    assert size_bytes(text) == size
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["", "K", "M", "G", "T"]))
+def test_units_are_powers(number: int, unit: str) -> None:
+    assert size_bytes(f"{number}{unit}") == number * 1024 ** " KMGT".index(unit or " ")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1", "1X", "1..5G", "1,5G", "0x10", "many", "1 2", "1e9"]
+)
+def test_what_is_no_size_is_refused_by_name(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a size such as 512M or 2G"):
+        size_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("", set()),
+        ("ro", set()),
+        ("ro,nosuid,nodev,noexec,default_permissions", set()),
+        ("rw,noauto,_netdev,nofail,user,x-systemd.automount,comment=hi,defaults", set()),
+        ("allow_other,noatime", {"allow_other", "noatime"}),
+        (",,allow_root,", {"allow_root"}),
+    ],
+)
+def test_mount_options_of_fstab_leave_what_is_for_the_kernel(text: str, left: set[str]) -> None:
+    assert mount_options(text) == left
+
+
+@pytest.mark.parametrize("text", ["suid", "dev", "exec", "fsname=x", "allow_other ,ro", "remount"])
+def test_unknown_mount_option_is_refused_by_name(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="unknown mount option"):
+        mount_options(text)
+
+
+KNOWN = {"endpoint", "cache_size", "cache_dir"}
+
+
+def test_chosen_file_gives_its_settings(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('endpoint = "https://example.com"\ncache-size = "2G"\ncache_dir = "/c"\n')
+    assert read_files(path, KNOWN) == {
+        "endpoint": "https://example.com",
+        "cache_size": "2G",
+        "cache_dir": "/c",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"endpoint = ", "cannot read configuration file"),
+        (b"endpoint", "cannot read configuration file"),
+        (b"\xff\xfe", "cannot read configuration file"),
+        (b'endpiont = "x"', "unknown key 'endpiont'; known are: cache-dir, cache-size, endpoint"),
+        (b"[endpoint]\nx = 1", "endpoint must be a single value"),
+        (b'endpoint = ["x"]', "endpoint must be a single value"),
+    ],
+)
+def test_bad_file_is_a_user_mistake_in_words(
+    tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(click.UsageError, match=complaint) as mistake:
+        read_files(path, KNOWN)
+    assert str(path) in mistake.value.message
+
+
+def test_missing_chosen_file_is_a_mistake_and_a_directory_too(tmp_path: Path) -> None:
+    with pytest.raises(click.UsageError, match="there is no configuration file"):
+        read_files(tmp_path / "missing.toml", KNOWN)
+    with pytest.raises(click.UsageError, match="cannot read configuration file"):
+        read_files(tmp_path, KNOWN)
