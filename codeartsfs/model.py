@@ -12,6 +12,8 @@ _FINAL_WORDS = frozenset(
     {"success", "failure", "aborted", "schedule_failure", "finished", "error", "timeout"}
 )
 
+_FAILED_WORDS = frozenset({"failure", "schedule_failure", "error", "timeout"})
+
 
 def is_final_word(status: str) -> bool:
     """Tell whether a status word says that nothing more will happen; unknown words do not."""
@@ -35,6 +37,10 @@ class StageRun:
     def final(self) -> bool:
         """Whether its logs can no longer grow: it has a finish time or a known final word."""
         return self.finished_ns is not None or is_final_word(self.status)
+
+    @property
+    def failed(self) -> bool:
+        return self.status.casefold() in _FAILED_WORDS
 
     @property
     def skipped(self) -> bool:
@@ -62,6 +68,20 @@ class BuildRecord:
     def final(self) -> bool:
         return self.finished_ns is not None or is_final_word(self.status)
 
+    @property
+    def failed(self) -> bool:
+        return self.status.casefold() in _FAILED_WORDS
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status.casefold() == "success"
+
+    def modified_ns(self, now_ns: int) -> int | None:
+        """Return when it last changed: now, while it runs."""
+        if self.started_ns is not None and not self.final:
+            return now_ns
+        return self.finished_ns or self.started_ns or self.created_ns
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -72,6 +92,15 @@ class Job:
     build_project_id: str = ""
     last_build_ns: int | None = None
     last_status: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogNote:
+    """What is worth remembering of a log that was once seen: shown before it is asked for again."""
+
+    size_bytes: int
+    modified_ns: int
+    final: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What things are called: record ids, stages, log levels, and the names files get.
+"""What things are called: records, projects, stages, log levels, and the names files get.
 
 Names are parsed here, once, at the edge. Inside the program only the types below
 travel, so a ``LogKey`` in hand is proof that its parts are well formed.
@@ -7,11 +7,17 @@ travel, so a ``LogKey`` in hand is proof that its parts are well formed.
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import NewType
 
 RecordId = NewType("RecordId", str)
 """One build run: 36 characters, the API's own pattern ``^[0-9a-z-]{36}$`` (a UUID in practice)."""
 
+ProjectId = NewType("ProjectId", str)
+"""One CodeArts project (not: IAM project): 32 characters, ``^[0-9a-z]{32}$`` in the API's words."""
+
+_PROJECT_ID = re.compile(r"[0-9a-z]{32}")
+_BUILD_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _RECORD_ID = re.compile(r"[0-9a-z-]{36}")
 _STAGE = re.compile(r"initial|final|stage[1-9][0-9]{0,3}")
 _LOG_FILE = re.compile(r"(?P<stage>[a-z]+[0-9]*)\.(?P<level>info|debug)\.log")
@@ -20,6 +26,17 @@ _LOG_FILE = re.compile(r"(?P<stage>[a-z]+[0-9]*)\.(?P<level>info|debug)\.log")
 def parse_record_id(text: str) -> RecordId | None:
     """Return ``text`` as a record id, or None where it cannot be one."""
     return RecordId(text) if _RECORD_ID.fullmatch(text) else None
+
+
+def parse_project_id(text: str) -> ProjectId | None:
+    """Return ``text`` as the id of a CodeArts project, or None where it cannot be one."""
+    return ProjectId(text) if _PROJECT_ID.fullmatch(text) else None
+
+
+def parse_build_number(text: str) -> int | None:
+    """Return the number of a run within its job, 1 to 2147483647, or None."""
+    number = int(text) if _BUILD_NUMBER.fullmatch(text) else 0
+    return number if 0 < number < 2**31 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +50,7 @@ class Stage:
 
     @staticmethod
     def parse(text: str) -> "Stage | None":
-        return Stage(text) if _STAGE.fullmatch(text) else None
+        return _stage(text) if _STAGE.fullmatch(text) else None
 
     @property
     def numbered(self) -> bool:
@@ -51,6 +68,9 @@ class Stage:
 
     def __str__(self) -> str:
         return self.name
+
+
+_stage = lru_cache(maxsize=256)(Stage)  # one object for all records that have such a stage
 
 
 class LogLevel(Enum):

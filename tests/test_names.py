@@ -3,7 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeartsfs.names import LogKey, LogLevel, RecordId, Stage, parse_record_id
+from codeartsfs.names import (
+    LogKey,
+    LogLevel,
+    RecordId,
+    Stage,
+    parse_build_number,
+    parse_project_id,
+    parse_record_id,
+)
 
 RECORD_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz-"
 records = st.text(RECORD_ALPHABET, min_size=36, max_size=36).map(RecordId)
@@ -89,3 +97,19 @@ def test_stages_sort_in_running_order(some: list[Stage]) -> None:
 def test_stage_parses_to_itself(stage: Stage) -> None:
     assert Stage.parse(str(stage)) == stage
     assert stage.numbered == (stage.name not in ("initial", "final"))
+
+
+@given(st.integers(1, 2**31 - 1))
+def test_build_numbers_parse_to_themselves(number: int) -> None:
+    assert parse_build_number(str(number)) == number
+
+
+def test_build_number_lookalikes_do_not_parse() -> None:
+    for text in ("", "0", "01", "-1", "+1", "1.0", " 1", "1\n", "٣", str(2**31), "9" * 30):
+        assert parse_build_number(text) is None, text
+
+
+def test_project_ids_are_32_characters_of_their_alphabet() -> None:
+    assert parse_project_id("0a" * 16) == "0a" * 16
+    for text in ("", "0" * 31, "0" * 33, "A" * 32, "-" * 32, "0" * 32 + "\n", "٣" * 32):
+        assert parse_project_id(text) is None, text
