@@ -15,6 +15,7 @@ import httpx
 import trio
 
 from codeartsfs.api.pace import Pace, Permit, TemporaryFailure
+from codeartsfs.api.pages import LogAccess, LogPages
 from codeartsfs.api.wire import ApiMessage, api_error_in
 from codeartsfs.errors import (
     AccessDenied,
@@ -177,6 +178,7 @@ class LogBody:
     Attributes:
         size_bytes: Length of the whole log, None until its end where no answer tells it.
         request_id: ``X-Request-Id`` of the response last opened.
+        whole: Whether all of it had to come again, though a part of it was here already.
 
     Raises (when iterating):
         LogRewritten: what was delivered is not what the server has now.
@@ -190,11 +192,22 @@ class LogBody:
         pace: Pace,
         send: Callable[[Mapping[str, str]], Awaitable[httpx.Response]],
         judge: Callable[[ApiMessage, httpx.Response], Exception],
+        access: LogAccess,
+        pages: Callable[[int, bytes], Awaitable[LogPages | None]],
         after: LogPrefix | None = None,
     ) -> None:
-        """Read what ``send`` opens, which is called with extra headers; ``judge`` names errors."""
+        """Read a log.
+
+        Args:
+            send: Opens it, called with extra headers.
+            judge: Names errors.
+            access: What the server was seen to offer; learned from here.
+            pages: Opens what follows an offset, called with it and the bytes before it.
+            after: What is here already.
+        """
         self.size_bytes: int | None = None
         self.request_id = ""
+        self.whole = False
         self._key = key
         self._pace = pace
         self._send = send
@@ -202,9 +215,11 @@ class LogBody:
         self._attempts = pace.start()
         self._permit: Permit | None = None
         self._response: httpx.Response | None = None
-        self._chunks: Chunks | None = None
+        self._chunks: Chunks | LogPages | None = None
+        self._access = access
+        self._pages = pages if after is not None and after.tail else None
         # Until the server shows that it does not honour them.
-        self._ranges = after is None or bool(after.tail)
+        self._ranges = after is None or (bool(after.tail) and access.ranges is not False)
         self._etag = ""
         self._peeked = b""
         self._may_be_envelope = False
@@ -301,7 +316,18 @@ class LogBody:
         while offset and self._ranges:
             if await self._open_range(offset):
                 return
+        if self._pages is not None and await self._open_pages(offset):
+            return
         await self._open_whole(offset)
+
+    async def _open_pages(self, offset: int) -> bool:
+        """Take up a growing log by pages; False (and no more pages) where these are of no use."""
+        assert self._pages is not None
+        pages = await self._pages(offset, self._tail)
+        self._pages = None  # should they break off, the whole log mends it
+        self._chunks = pages
+        self._may_be_envelope = self._unframed = False
+        return pages is not None
 
     async def _open_range(self, offset: int) -> bool:
         """Take up the log at ``offset``; False (and no more ranges) where the server won't."""
@@ -320,6 +346,8 @@ class LogBody:
             return False  # a server may well dislike the range; the whole log will tell
         chunks = self._adopt(response)
         if response.status_code == 200:
+            self._access.ranges = False
+            self.whole = True
             await self._skip(chunks, offset, response)
             return True
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
@@ -333,7 +361,7 @@ class LogBody:
             self._chunks = None
             await chunks.aclose()
             return False
-        self._ranges = True
+        self._ranges = self._access.ranges = True
         total = int(match[3])
         if total < offset or (self.size_bytes is not None and total < self.size_bytes):
             raise LogRewritten(self._key)
@@ -350,6 +378,7 @@ class LogBody:
         return True
 
     async def _open_whole(self, offset: int) -> None:
+        self.whole = offset > 0
         response = await self._send({})
         chunks = self._adopt(response)
         if response.status_code != 200:

@@ -5,6 +5,7 @@ requests only. Redirects are followed here, not by httpx, because a redirect to 
 (object storage, say) must not carry our credentials along.
 """
 
+import functools
 import json
 import logging
 import ssl
@@ -29,12 +30,16 @@ from codeartsfs.api.endpoints import (
     is_loopback,
 )
 from codeartsfs.api.pace import Pace, TemporaryFailure, parse_retry_after
+from codeartsfs.api.pages import PAGE_LINES, LogAccess, LogPages, LogPlace, open_pages
 from codeartsfs.api.wire import (
     ApiMessage,
+    LogPage,
     api_error_in,
     api_error_of,
     count_rows,
+    parse_build_project,
     parse_jobs,
+    parse_log_page,
     parse_record,
     parse_record_info,
     parse_records_page,
@@ -51,7 +56,7 @@ from codeartsfs.errors import (
     NotFound,
 )
 from codeartsfs.model import BuildRecord, Job, LogPrefix, StageRun
-from codeartsfs.names import LogKey, RecordId
+from codeartsfs.names import LogKey, LogLevel, RecordId
 
 __all__ = [
     "REGIONS",
@@ -59,6 +64,7 @@ __all__ = [
     "ApiCounts",
     "EndpointError",
     "LogBody",
+    "LogPlace",
     "endpoint_for_region",
     "iam_endpoint_for_region",
     "open_client",
@@ -184,6 +190,8 @@ class ApiClient:
         self._idle_timeout_s = idle_timeout_s
         self._published: dict[tuple[str, ...], str] = {}
         self._first_page = 0
+        self._build_projects: dict[str, str] = {}  # by job id
+        self._log_access = LogAccess()
         self._logs_opened = 0
 
     @property
@@ -199,21 +207,24 @@ class ApiClient:
         )
 
     def task_log(
-        self, key: LogKey, after: LogPrefix | None = None
+        self, key: LogKey, after: LogPrefix | None = None, place: LogPlace | None = None
     ) -> AbstractAsyncContextManager[LogBody]:
         """Open one log; its bytes are read by iterating over what the context gives.
 
         Args:
             key: Which log.
             after: What is here already: iteration begins behind it.
+            place: Where it can be had by offset while it grows, should ranges not be honoured.
 
         Raises:
             LogNotFound: the API has no such record, stage or level (400 or 404).
         """
-        return self._task_log(key, after)
+        return self._task_log(key, after, place)
 
     @asynccontextmanager
-    async def _task_log(self, key: LogKey, after: LogPrefix | None) -> AsyncIterator[LogBody]:
+    async def _task_log(
+        self, key: LogKey, after: LogPrefix | None, place: LogPlace | None
+    ) -> AsyncIterator[LogBody]:
         def absent(detail: str) -> NotFound:
             return LogNotFound(key, detail)
 
@@ -223,7 +234,13 @@ class ApiClient:
         async def send(headers: Mapping[str, str]) -> httpx.Response:
             return await self._send_log(key, headers, absent)
 
-        body = LogBody(key, self._pace, send, judge, after)
+        async def pages(offset: int, tail: bytes) -> LogPages | None:
+            if place is None or key.level is not LogLevel.INFO:  # of which level pages are
+                return None
+            fetch = functools.partial(self._log_page, place)
+            return await open_pages(self._log_access, place, fetch, offset, tail)
+
+        body = LogBody(key, self._pace, send, judge, self._log_access, pages, after)
         try:
             await body.start()
             self._logs_opened += 1
@@ -245,6 +262,18 @@ class ApiClient:
             raise await self._failure(response, absent, no_log_on_400=True)
 
         return await self._at_published_path(_LOG_PATHS, (key.record,), ask)
+
+    async def _log_page(self, place: LogPlace, step: int, offset: int) -> LogPage:
+        query: Query = {
+            "job_id": place.job_id,
+            "build_no": place.build_no,
+            "step_id": step,
+            "start_offset": offset,
+            "end_offset": 0,
+            "size": PAGE_LINES,
+        }
+        absent = _nothing(f"no step {step} of build {place.build_no} of job {place.job_id}")
+        return parse_log_page(await self._json("/v1/log/task/step", query, absent))
 
     async def stages(self, record: RecordId) -> tuple[StageRun, ...]:
         """Return the stages of a record, in running order.
@@ -298,6 +327,19 @@ class ApiClient:
             return tuple(found.values())
 
         return await self._at_published_path(_JOB_PATHS, (project_id,), ask)
+
+    async def builds(self, job: Job, limit: int) -> tuple[BuildRecord, ...]:
+        """Return up to ``limit`` records of a job, newest first.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        build_project_id = job.build_project_id or self._build_projects.get(job.job_id)
+        if build_project_id is None:  # not every region's list of jobs tells it
+            path = f"/v1/job/{quote(job.job_id, safe='')}/info"
+            payload = await self._json(path, {}, _nothing(f"no job {job.job_id}"))
+            build_project_id = self._build_projects[job.job_id] = parse_build_project(payload)
+        return await self.records(build_project_id, limit)
 
     async def records(self, build_project_id: str, limit: int) -> tuple[BuildRecord, ...]:
         """Return up to ``limit`` records of a job, newest first.

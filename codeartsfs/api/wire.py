@@ -43,6 +43,10 @@ _JAVA_TIME = re.compile(
 )
 
 
+# Documented as 32 of [0-9a-z]; it becomes part of paths and of file names.
+_JOB_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+
 class TimeForm(Enum):
     """The forms in which the API writes one and the same kind of time."""
 
@@ -274,7 +278,7 @@ def parse_record_info(payload: object) -> BuildRecord:
 def parse_jobs(payload: object) -> tuple[Job, ...]:
     """Read one page of the jobs list: flat, or as ``jobs`` or ``job_list`` in an envelope.
 
-    Rows without an id are left out; ``count_rows`` counts them.
+    Rows without a usable id are left out; ``count_rows`` counts them.
 
     Raises:
         BadAnswer: there is no list of jobs in it, or a row is no object.
@@ -289,8 +293,43 @@ def parse_jobs(payload: object) -> tuple[Job, ...]:
             last_status=_text(row, "last_build_status"),
         )
         for row in rows
-        if _text(row, "id", "job_id")
+        if _JOB_ID.fullmatch(_text(row, "id", "job_id"))
     )
+
+
+def parse_build_project(payload: object) -> str:
+    """Read the build project of a job from the answer of ``/v1/job/{job_id}/info``.
+
+    Raises:
+        BadAnswer: there is none in it.
+    """
+    build_project_id = _text(_result(payload, "job"), "project_id", "build_project_id")
+    if not build_project_id:
+        raise BadAnswer("the job answer has no build project")
+    return build_project_id
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A piece of a log that grows: its text and where the next piece begins."""
+
+    log: str
+    end_offset: int
+
+
+def parse_log_page(payload: object) -> LogPage:
+    """Read the answer of ``/v1/log/task/step``; offsets come as numbers or as text.
+
+    Raises:
+        BadAnswer: there is no text or no offset in it.
+    """
+    result = _result(payload, "log page")
+    text, end_offset = result.get("log"), _int(result, "end_offset")
+    if text is None:
+        text = ""
+    if not isinstance(text, str) or end_offset is None:
+        raise BadAnswer("the log page has no log or no end_offset")
+    return LogPage(text, end_offset)
 
 
 def _job_rows(payload: object) -> list[object]:

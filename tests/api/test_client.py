@@ -194,6 +194,29 @@ async def test_jobs_fall_back_to_the_old_path_and_stay_there() -> None:
     assert network.paths == [new, old, old]
 
 
+@pytest.mark.parametrize(
+    ("told", "paths"),
+    [
+        ("bp-1", ["/v1/record/bp-1/records"] * 2),
+        ("", [f"/v1/job/{'a' * 32}/info", *["/v1/record/bp-1/records"] * 2]),
+    ],
+)
+async def test_builds_of_a_job_are_found_even_where_the_list_of_jobs_hides_their_project(
+    told: str, paths: list[str]
+) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/info"):
+            return httpx.Response(200, json={"status": "success", "result": {"project_id": "bp-1"}})
+        return httpx.Response(200, json=render_records_page([run(1)], 0, 100))
+
+    network = Network(handler)
+    async with client_on(network) as client:
+        for _ in range(2):
+            found = await client.builds(Job("a" * 32, "web-app", told), 100)
+            assert [build.build_no for build in found] == [1]
+    assert network.paths == paths
+
+
 def run(number: int) -> BuildRecord:
     return BuildRecord(
         RecordId(f"{number:08d}-b2cb-4234-8eb0-b37d362f4d4c"),

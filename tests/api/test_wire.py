@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 
 from codeartsfs.api.wire import (
     ApiMessage,
+    LogPage,
     TimeForm,
     api_error_in,
     count_rows,
     in_running_order,
+    parse_build_project,
     parse_jobs,
+    parse_log_page,
     parse_record,
     parse_record_info,
     parse_records_page,
@@ -303,6 +306,40 @@ JOB_ROW = {"id": "a" * 32, "job_name": "nightly", "last_build_time": MOMENT // M
 )
 def test_jobs_are_read_from_every_known_envelope(payload: object) -> None:
     assert parse_jobs(payload) == (Job("a" * 32, "nightly", last_build_ns=MOMENT),)
+
+
+@pytest.mark.parametrize("job_id", ["", None, "../x", "a b", "a/b", "x" * 65, "\u202e", True])
+def test_a_job_whose_id_is_none_is_left_out(job_id: object) -> None:
+    assert parse_jobs({"jobs": [{"id": job_id, "job_name": "x"}, JOB_ROW]}) == parse_jobs(
+        {"jobs": [JOB_ROW]}
+    )
+    assert count_rows({"jobs": [{"id": job_id}, JOB_ROW]}) == 2
+
+
+def test_a_hostile_job_name_arrives_as_it_is() -> None:
+    for name in ("../../etc", "\0\n\x1b", "\ud800", "~" + "a" * 32, "名" * 400):
+        text = json.dumps({"jobs": [{"id": "a" * 32, "job_name": name}]})
+        assert parse_jobs(json.loads(text))[0].name == name
+
+
+def test_the_build_project_of_a_job_is_read() -> None:
+    assert parse_build_project({"status": "success", "result": {"project_id": "bp"}}) == "bp"
+    wrong: list[object] = [{"result": {}}, {"result": {"project_id": ""}}, [], {"result": None}]
+    for payload in wrong:
+        with pytest.raises(BadAnswer):
+            parse_build_project(payload)
+
+
+@pytest.mark.parametrize("offset", [120, "120"])
+def test_a_page_of_a_log_is_read(offset: object) -> None:
+    payload = {"result": {"has_more": True, "start_offset": 0, "end_offset": offset, "log": "x"}}
+    assert parse_log_page(payload) == LogPage("x", 120)
+
+
+@pytest.mark.parametrize("result", [{}, {"log": "x"}, {"end_offset": 1, "log": 3}, None])
+def test_a_page_without_text_or_offset_is_a_bad_answer(result: object) -> None:
+    with pytest.raises(BadAnswer):
+        parse_log_page({"result": result})
 
 
 @pytest.mark.parametrize("payload", [{}, {"jobs": None}, {"jobs": {}}, {"jobs": ["x"]}, []])
