@@ -1,12 +1,11 @@
-"""The catalog: what is known of build records and their stages.
+"""The catalog: what is known of build records, their stages and their logs.
 
-Plain methods answer from memory at once; ``async`` ones ask the API where memory is
-not enough: at most once at a time per record, and never again for a record that is over.
-Where an API does not offer or does not permit the call, the catalog says so (``None``),
-and logs can still be read by name.
+Plain methods answer from memory at once. ``async`` ones look into the index on disk next, and
+ask the API where that is not enough: at most once at a time per record, and never again
+for a record that is over. Where an API does not offer or does not permit the call, the catalog
+says so (``None``), and logs can still be read by name.
 """
 
-import logging
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,82 +13,191 @@ from typing import Protocol
 import cachetools
 import trio
 
-from codeartsfs.errors import (
-    AccessDenied,
-    BuildNotFound,
-    CallUnavailable,
-    CodeArtsError,
-    Forbidden,
-)
-from codeartsfs.model import StageRun
+from codeartsfs.builds.answer import ABSENCE_TTL_S, Answer
+from codeartsfs.builds.index import Index, IndexedRecord, RecordTimes
+from codeartsfs.errors import AccessDenied, BuildNotFound, CallUnavailable, Forbidden
+from codeartsfs.model import BuildRecord, LogNote, StageRun
 from codeartsfs.names import LogKey, RecordId
 
-log = logging.getLogger(__name__)
+__all__ = ["ABSENCE_TTL_S", "BuildSource", "Catalog", "RecordTimes"]
 
-ABSENCE_TTL_S = 5.0
 _LISTING_TTL_S = 5.0
-_FAILURE_TTL_S = 1.0  # spares the API a stampede of those who waited for one answer
 _NOT_OFFERED_TTL_S = 300.0  # by the gateway, for all records
-_FORBIDDEN_TTL_S = 30.0  # for one record
+_UNTOLD_S = {CallUnavailable: _NOT_OFFERED_TTL_S, Forbidden: 30.0}
 _SETTLING_NS = 600 * 10**9  # after its last stage finished, a record may still get another one
-_RECORDS = 100_000
+_RECORDS_IN_MEMORY = 20_000
+_MOST_AHEAD = 64
 
 
 class BuildSource(Protocol):
     async def stages(self, record: RecordId) -> tuple[StageRun, ...]: ...
 
+    async def record(self, record: RecordId) -> BuildRecord: ...
+
 
 @dataclass(eq=False, slots=True)
 class _Known:
-    """One record. ``stages`` is None until the API has told them, or where it tells none."""
+    """One record."""
 
-    stages: dict[str, StageRun] | None = None
-    final: bool = False
-    asked_at: float = -float("inf")  # trio's clock
-    failure: CodeArtsError | None = None
-    retry_at: float = -float("inf")
-    asking: trio.Lock = field(default_factory=trio.Lock)
+    stages: Answer[tuple[StageRun, ...]] = field(default_factory=Answer)
+    build: Answer[BuildRecord] = field(default_factory=Answer)
+    logs: dict[str, LogNote] = field(default_factory=dict)
+    times: RecordTimes | None = None  # once they can no longer change
+    recalled: bool = False  # from the index
+
+    @property
+    def runs(self) -> tuple[StageRun, ...] | None:
+        return self.stages.value
+
+    def run(self, stage: str) -> StageRun | None:
+        return next((run for run in self.runs or () if run.stage.name == stage), None)
 
 
 class Catalog:
-    def __init__(self, source: BuildSource, *, refresh_s: float) -> None:
+    def __init__(
+        self, source: BuildSource, *, refresh_s: float, index: Index | None = None
+    ) -> None:
         """Start empty.
 
         Args:
             refresh_s: how old the state of a running stage may be when a log is refreshed.
+            index: what outlives this process, None for nothing.
         """
         self._source = source
         self._refresh_s = refresh_s
-        self._records: cachetools.LRUCache[RecordId, _Known] = cachetools.LRUCache(_RECORDS)
+        self._index = index
+        self._records: cachetools.LRUCache[RecordId, _Known] = cachetools.LRUCache(
+            _RECORDS_IN_MEMORY
+        )
+        self._last_recalled = "~"  # after every id
+        self._ahead = 1
+        self._not_offered: CallUnavailable | None = None
         self._not_offered_until = -float("inf")
 
-    def records(self) -> tuple[RecordId, ...]:
-        """Return the records that the API has told something about."""
-        return tuple(record for record, known in self._records.items() if known.stages is not None)
+    # From memory.
 
     def known_stages(self, record: RecordId) -> tuple[StageRun, ...] | None:
         """Return the stages of a record as last told, None where they were never told."""
         known = self._records.get(record)
-        return None if known is None or known.stages is None else tuple(known.stages.values())
+        return None if known is None else known.runs
+
+    def known_build(self, record: RecordId) -> BuildRecord | None:
+        """Return the record as last told, None where it was never told."""
+        known = self._records.get(record)
+        return None if known is None else known.build.value
+
+    def known_run(self, key: LogKey) -> StageRun | None:
+        """Return the stage of a log as last told."""
+        known = self._records.get(key.record)
+        return None if known is None else known.run(key.stage.name)
+
+    def times(self, record: RecordId) -> RecordTimes | None:
+        """Return what a listing shows of a record, None where its stages were never told."""
+        known = self._records.get(record)
+        if known is None or known.runs is None:
+            return None
+        if known.times is not None:
+            return known.times
+        times = _times_of(known.runs, final=known.stages.final)
+        if times.final:
+            known.times = times
+        return times
+
+    def fresh(self, record: RecordId) -> bool:
+        """Whether the stages of a record need not be asked for just now."""
+        known = self._records.get(record)
+        return known is not None and known.stages.fresh(_LISTING_TTL_S)
+
+    def told(self, record: RecordId) -> bool:
+        """Whether nothing of a record need be asked for just now."""
+        known = self._records.get(record)
+        return (
+            known is not None
+            and known.stages.fresh(_LISTING_TTL_S)
+            and known.build.fresh(_LISTING_TTL_S)
+        )
 
     def rules_out(self, key: LogKey) -> bool:
         """Whether the API said, just now or for good, that a record has no such stage."""
         known = self._records.get(key.record)
         return (
             known is not None
-            and known.stages is not None
-            and key.stage.name not in known.stages
-            and (known.final or trio.current_time() - known.asked_at < _LISTING_TTL_S)
+            and known.runs is not None
+            and known.run(key.stage.name) is None
+            and known.stages.fresh(_LISTING_TTL_S)
+            and known.stages.failure is None
         )
 
     def absent(self, record: RecordId) -> bool:
         """Whether the API said within the last seconds that there is no such record."""
         known = self._records.get(record)
-        return (
-            known is not None
-            and isinstance(known.failure, BuildNotFound)
-            and trio.current_time() < known.retry_at
-        )
+        return known is not None and known.stages.absent
+
+    def last_error(self, record: RecordId) -> str:
+        """Return why the last question about a record failed; empty where it did not."""
+        known = self._records.get(record)
+        failure = known and (known.stages.failure or known.build.failure)
+        return str(failure) if failure else ""
+
+    # What was seen of logs.
+
+    def log_note(self, key: LogKey) -> LogNote | None:
+        """Return what is remembered of a log, None where it was never seen."""
+        known = self._records.get(key.record)
+        return None if known is None else known.logs.get(key.file_name)
+
+    def note_log(self, key: LogKey, note: LogNote | None) -> None:
+        """Remember a log beyond this process; None forgets it."""
+        logs = self._known(key.record).logs
+        if logs.get(key.file_name) == note:
+            return
+        if note is None:
+            del logs[key.file_name]
+        else:
+            logs[key.file_name] = note
+        if self._index:
+            self._index.keep_log(key, note)
+
+    def noted_logs(self, record: RecordId) -> tuple[LogKey, ...]:
+        """Return the logs of a record of which something is remembered."""
+        known = self._records.get(record)
+        keys = (LogKey.parse(record, name) for name in (known.logs if known else ()))
+        return tuple(key for key in keys if key is not None)
+
+    # From the index, then from the API.
+
+    async def recall(self, record: RecordId) -> None:
+        """Make what the index knows of a record known to the plain methods."""
+        known = self._known(record)
+        if known.recalled or self._index is None:
+            return
+        # Who walks through records in the order of a listing gets the next ones read ahead.
+        self._ahead = min(self._ahead * 2, _MOST_AHEAD) if record > self._last_recalled else 1
+        self._last_recalled = record
+        saved = await self._index.records_from(record, self._ahead)
+        known.recalled = True
+        for one, indexed in saved.items():
+            self._take(one, indexed)
+            self._last_recalled = max(self._last_recalled, one)
+
+    def _take(self, record: RecordId, indexed: IndexedRecord) -> None:
+        known = self._known(record)
+        known.recalled = True
+        if known.stages.value is None and indexed.stages is not None:
+            known.stages.value, known.stages.final = indexed.stages, indexed.final
+        if known.build.value is None and indexed.build is not None:
+            known.build.value, known.build.final = indexed.build, indexed.build.final
+        known.logs = indexed.logs | known.logs
+
+    async def records(self) -> dict[RecordId, RecordTimes]:
+        """Return the records whose stages the API has ever told, and their times."""
+        indexed = await self._index.records() if self._index else {}
+        here = {
+            record: _times_of(known.runs, final=known.stages.final)
+            for record, known in tuple(self._records.items())
+            if known.runs is not None
+        }
+        return indexed | here
 
     async def stages(self, record: RecordId) -> tuple[StageRun, ...] | None:
         """Return the stages of a record, at most a few seconds old unless they are final.
@@ -101,8 +209,29 @@ class Catalog:
             BuildNotFound: there is no such record.
             CodeArtsError: the API could not be asked.
         """
-        known = await self._fresh(record, _LISTING_TTL_S)
-        return None if known.stages is None else tuple(known.stages.values())
+        return await self._stages(record, _LISTING_TTL_S)
+
+    async def build(self, record: RecordId) -> BuildRecord | None:
+        """Return the record itself, at most a few seconds old unless it is over.
+
+        Returns:
+            None where the API does not tell.
+
+        Raises:
+            BuildNotFound: there is no such record.
+            CodeArtsError: the API could not be asked.
+        """
+        await self.recall(record)
+        known = self._known(record)
+
+        async def ask() -> BuildRecord:
+            build = await self._source.record(record)
+            known.build.final = build.final
+            if self._index and build != known.build.value:
+                self._index.keep_builds([build])
+            return build
+
+        return await known.build.get(ask, _LISTING_TTL_S, untold_s=_UNTOLD_S)
 
     async def stage(self, key: LogKey) -> StageRun | None:
         """Return the stage of a log as it is now, None where the API gives no state.
@@ -110,61 +239,60 @@ class Catalog:
         Raises:
             CodeArtsError: the API could not be asked.
         """
-        known = self._records.get(key.record)
-        run = known.stages.get(key.stage.name) if known and known.stages else None
+        await self.recall(key.record)
+        run = self.known_run(key)
         if run is not None and run.final:
             return run
         try:
-            known = await self._fresh(key.record, self._refresh_s)
+            await self._stages(key.record, self._refresh_s)
         except BuildNotFound:
             return None  # the log itself knows better
         except AccessDenied:
-            if known is not None and known.stages is not None:
+            if self.known_stages(key.record) is not None:
                 raise  # a state is known, it only cannot be asked just now
             return None  # the log itself will tell whether it can be had
-        return known.stages.get(key.stage.name) if known.stages else None
+        return self.known_run(key)
 
-    async def _fresh(self, record: RecordId, ttl_s: float) -> _Known:
+    def learn(self, build: BuildRecord) -> None:
+        """Take in what a list of builds said of a record whose directory is in use."""
+        known = self._records.get(build.record)
+        if known is not None and not known.build.final:
+            known.build.value, known.build.final = build, build.final
+
+    async def _stages(self, record: RecordId, ttl_s: float) -> tuple[StageRun, ...] | None:
+        await self.recall(record)
+        known = self._known(record)
+
+        async def ask() -> tuple[StageRun, ...]:
+            if self._not_offered and trio.current_time() < self._not_offered_until:
+                raise self._not_offered.with_traceback(None)
+            try:
+                runs = await self._source.stages(record)
+            except CallUnavailable as failure:
+                self._not_offered = failure
+                self._not_offered_until = trio.current_time() + _NOT_OFFERED_TTL_S
+                raise
+            final = _all_over(runs)
+            if self._index and (runs, final) != (known.runs, known.stages.final):
+                self._index.keep_stages(record, runs, _times_of(runs, final=final))
+            known.stages.final = final
+            return runs
+
+        return await known.stages.get(ask, ttl_s, untold_s=_UNTOLD_S)
+
+    def _known(self, record: RecordId) -> _Known:
         known = self._records.get(record)
         if known is None:
             known = self._records[record] = _Known()
-        if self._stale(known, ttl_s):
-            async with known.asking:
-                if self._stale(known, ttl_s):  # nobody asked while we waited
-                    await self._ask(record, known)
-        if known.failure is not None:
-            raise known.failure.with_traceback(None)
         return known
 
-    def _stale(self, known: _Known, ttl_s: float) -> bool:
-        now = trio.current_time()
-        if now < known.retry_at:
-            return False
-        return known.failure is not None or not (
-            known.final or now - known.asked_at < ttl_s or now < self._not_offered_until
-        )
 
-    async def _ask(self, record: RecordId, known: _Known) -> None:
-        asked_at = trio.current_time()
-        try:
-            runs = await self._source.stages(record)
-        except (CallUnavailable, Forbidden) as failure:
-            log.info("no stages of %s: %s", record, failure)
-            known.failure = None
-            if isinstance(failure, CallUnavailable):
-                self._not_offered_until = trio.current_time() + _NOT_OFFERED_TTL_S
-            else:
-                known.retry_at = trio.current_time() + _FORBIDDEN_TTL_S
-        except CodeArtsError as failure:
-            told = isinstance(failure, BuildNotFound | AccessDenied)
-            ttl_s = ABSENCE_TTL_S if told else _FAILURE_TTL_S
-            known.failure = failure
-            known.retry_at = trio.current_time() + ttl_s
-        else:
-            known.failure = None
-            known.stages = {run.stage.name: run for run in runs}
-            known.asked_at = asked_at
-            known.final = _all_over(runs)
+def _times_of(runs: tuple[StageRun, ...], *, final: bool) -> RecordTimes:
+    """A record is as old as its newest stage, and new as long as one of them runs."""
+    if any(run.started_ns is not None and not run.final for run in runs):
+        return RecordTimes(time.time_ns(), final=False)
+    times = [run.finished_ns or run.started_ns or run.created_ns or 0 for run in runs]
+    return RecordTimes(max(times, default=0) or None, final)
 
 
 def _all_over(runs: tuple[StageRun, ...]) -> bool:

@@ -1,12 +1,15 @@
 """The catalog before an in-memory API that counts."""
 
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from codeartsfs.builds.catalog import Catalog
+from codeartsfs.builds.index import IndexedRecord, RecordTimes, open_index
 from codeartsfs.errors import (
     AccessDenied,
     ApiUnavailable,
@@ -17,7 +20,7 @@ from codeartsfs.errors import (
     CredentialsRefused,
     Forbidden,
 )
-from codeartsfs.model import StageRun
+from codeartsfs.model import BuildRecord, LogNote, StageRun
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
 
 RECORD = RecordId("a" * 36)
@@ -34,6 +37,7 @@ class FakeBuilds:
 
     def __init__(self, *runs: StageRun) -> None:
         self.runs = runs
+        self.status = "SUCCESS"
         self.failure: Exception | None = None
         self.go: trio.Event | None = None
         self.calls: list[RecordId] = []
@@ -52,6 +56,12 @@ class FakeBuilds:
             return self.runs
         finally:
             self.asking -= 1
+
+    async def record(self, record: RecordId) -> BuildRecord:
+        self.calls.append(record)
+        if self.failure is not None:
+            raise self.failure
+        return BuildRecord(record, 7, "p-1", self.status)
 
 
 async def test_many_who_ask_share_one_call(autojump_clock: MockClock) -> None:
@@ -79,7 +89,7 @@ async def test_records_are_asked_about_side_by_side(autojump_clock: MockClock) -
         await wait_all_tasks_blocked()
         assert source.most_asking == 2
         source.go.set()
-    assert set(catalog.records()) == {RECORD, OTHER}
+    assert set(await catalog.records()) == {RECORD, OTHER}
 
 
 async def test_cancelled_asker_leaves_the_question_to_the_next(autojump_clock: MockClock) -> None:
@@ -213,7 +223,7 @@ async def test_failure_is_shared_for_a_second_and_is_no_absence(
     assert failures == [failure] * 20
     assert len(source.calls) == 1
     assert not catalog.absent(RECORD)
-    assert catalog.records() == ()
+    assert await catalog.records() == {}
     source.failure = None
     await trio.sleep(1)
     assert await catalog.stages(RECORD) == (OVER,)
@@ -228,7 +238,7 @@ async def test_failure_leaves_what_was_told_before(autojump_clock: MockClock) ->
     with pytest.raises(ApiUnavailable):
         await catalog.stages(RECORD)
     assert catalog.known_stages(RECORD) == (RUNNING,)
-    assert catalog.records() == (RECORD,)
+    assert set(await catalog.records()) == {RECORD}
 
 
 async def test_absence_is_remembered_for_five_seconds(autojump_clock: MockClock) -> None:
@@ -260,7 +270,7 @@ async def test_call_that_is_not_offered_is_not_tried_for_other_records_either(
     assert await catalog.stage(KEY) is None
     assert source.calls == [RECORD]
     assert catalog.known_stages(RECORD) is None
-    assert catalog.records() == ()
+    assert await catalog.records() == {}
     source.failure = None
     await trio.sleep(400)
     assert await catalog.stages(OTHER) == (OVER,)
@@ -322,3 +332,177 @@ async def test_unforeseen_exception_passes_and_leaves_the_catalog_usable(
         await catalog.stages(RECORD)
     source.failure = None
     assert await catalog.stages(RECORD) == (OVER,)
+
+
+# The record itself.
+
+
+async def test_record_that_is_over_is_asked_for_once(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(OVER)
+    catalog = Catalog(source, refresh_s=1.0)
+    for _ in range(3):
+        build = await catalog.build(RECORD)
+        assert build is not None
+        assert (build.build_no, build.final) == (7, True)
+        await trio.sleep(1000)
+    assert len(source.calls) == 1
+
+
+async def test_record_that_runs_is_asked_for_again_after_five_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeBuilds(RUNNING)
+    source.status = "RUNNING"
+    catalog = Catalog(source, refresh_s=1.0)
+    for _ in range(4):
+        await catalog.build(RECORD)
+        await trio.sleep(2.5)
+    assert len(source.calls) == 2
+
+
+@pytest.mark.parametrize("failure", [CallUnavailable("APIGW.0101"), Forbidden("no")])
+async def test_record_that_the_api_does_not_tell_is_none(
+    autojump_clock: MockClock, failure: CodeArtsError
+) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = failure
+    catalog = Catalog(source, refresh_s=1.0)
+    for _ in range(3):
+        assert await catalog.build(RECORD) is None
+    assert len(source.calls) == 1
+    assert not catalog.last_error(RECORD)
+
+
+async def test_last_error_is_told_until_it_is_over(autojump_clock: MockClock) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = ApiUnavailable("down (request 1)")
+    catalog = Catalog(source, refresh_s=1.0)
+    with pytest.raises(ApiUnavailable):
+        await catalog.stages(RECORD)
+    assert catalog.last_error(RECORD) == "down (request 1)"
+    source.failure = None
+    await trio.sleep(1)
+    await catalog.stages(RECORD)
+    assert catalog.last_error(RECORD) == ""
+
+
+# Times.
+
+
+@pytest.mark.parametrize(
+    ("runs", "modified_ns"),
+    [
+        ((), None),
+        ((StageRun(Stage("stage1"), status="success"),), None),
+        ((StageRun(Stage("stage1"), status="success", created_ns=5),), 5),
+        ((replace(OVER, finished_ns=7), replace(OVER, finished_ns=6)), 7),
+        # What has not begun makes a record no newer.
+        ((replace(OVER, finished_ns=7), StageRun(Stage("stage2"), status="PENDING")), 7),
+    ],
+)
+async def test_record_is_as_old_as_its_newest_stage(
+    autojump_clock: MockClock, runs: tuple[StageRun, ...], modified_ns: int | None
+) -> None:
+    catalog = Catalog(FakeBuilds(*runs), refresh_s=1.0)
+    assert catalog.times(RECORD) is None
+    await catalog.stages(RECORD)
+    times = catalog.times(RECORD)
+    assert times is not None
+    assert times.modified_ns == modified_ns
+
+
+async def test_record_is_new_while_a_stage_runs(autojump_clock: MockClock) -> None:
+    running = StageRun(Stage("stage2"), status="RUNNING", started_ns=8)
+    catalog = Catalog(FakeBuilds(OVER, running), refresh_s=1.0)
+    before_ns = time.time_ns()
+    await catalog.stages(RECORD)
+    times = catalog.times(RECORD)
+    assert times is not None
+    assert times.modified_ns is not None
+    assert before_ns <= times.modified_ns <= time.time_ns()
+    assert not times.final
+
+
+# Beyond the process.
+
+
+async def test_after_a_restart_what_is_over_is_not_asked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    source = FakeBuilds(OVER)
+    async with open_index(tmp_path) as index:
+        catalog = Catalog(source, refresh_s=1.0, index=index)
+        await catalog.stages(RECORD)
+        await catalog.build(RECORD)
+        catalog.note_log(KEY, LogNote(5, 6, True))
+        told = catalog.times(RECORD)
+    assert len(source.calls) == 2
+    async with open_index(tmp_path) as index:
+        catalog = Catalog(source, refresh_s=1.0, index=index)
+        assert await catalog.records() == {RECORD: told}
+        assert catalog.known_stages(RECORD) is None
+        await catalog.recall(RECORD)
+        assert catalog.known_stages(RECORD) == (OVER,)
+        assert catalog.log_note(KEY) == LogNote(5, 6, True)
+        assert catalog.noted_logs(RECORD) == (KEY,)
+        assert await catalog.stages(RECORD) == (OVER,)
+        assert await catalog.stage(KEY) == OVER
+        build = await catalog.build(RECORD)
+        assert build is not None
+        assert build.build_no == 7
+    assert len(source.calls) == 2
+
+
+async def test_after_a_restart_what_runs_is_asked_for_again_and_known_meanwhile(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "v1").mkdir()
+    source = FakeBuilds(RUNNING)
+    async with open_index(tmp_path) as index:
+        await Catalog(source, refresh_s=1.0, index=index).stages(RECORD)
+    async with open_index(tmp_path) as index:
+        catalog = Catalog(source, refresh_s=1.0, index=index)
+        await catalog.recall(RECORD)
+        assert catalog.known_stages(RECORD) == (RUNNING,)
+        assert not catalog.fresh(RECORD)
+        source.runs = (OVER,)
+        assert await catalog.stages(RECORD) == (OVER,)
+
+
+async def test_note_that_is_forgotten_stays_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    async with open_index(tmp_path) as index:
+        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        catalog.note_log(KEY, LogNote(5, 6, True))
+        catalog.note_log(KEY, None)
+    async with open_index(tmp_path) as index:
+        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        await catalog.recall(RECORD)
+        assert catalog.log_note(KEY) is None
+
+
+async def test_who_walks_through_records_reads_the_index_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "v1").mkdir()
+    records = [RecordId(f"{number:036}") for number in range(1000)]
+    async with open_index(tmp_path) as index:
+        for record in records:
+            index.keep_stages(record, (OVER,), RecordTimes(1, final=True))
+        reads: list[int] = []
+        read = index.records_from
+
+        async def counted(first: RecordId, limit: int) -> dict[RecordId, IndexedRecord]:
+            reads.append(limit)
+            return await read(first, limit)
+
+        monkeypatch.setattr(index, "records_from", counted)
+        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        for record in records:
+            await catalog.recall(record)
+            assert catalog.known_stages(record) == (OVER,)
+        assert len(reads) < 30
+        reads.clear()
+        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        for record in reversed(records[::100]):
+            await catalog.recall(record)
+        assert reads == [1] * 10  # somebody who jumps about gets what was asked for

@@ -1,0 +1,90 @@
+"""One question to the API, and the latest answer to it."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import trio
+
+from codeartsfs.errors import AccessDenied, CodeArtsError, NotFound
+
+log = logging.getLogger(__name__)
+
+ABSENCE_TTL_S = 5.0
+_FAILURE_TTL_S = 1.0  # spares the API a stampede of those who waited for one answer
+
+_T = TypeVar("_T")
+
+
+@dataclass(eq=False, slots=True)
+class Answer(Generic[_T]):
+    """The latest answer to one question; asked again only where it is too old.
+
+    Attributes:
+        value: None until the question was answered for the first time, and where it never is.
+        final: whether the answer can no longer change.
+        failure: why the last try failed. It is told to all who ask within the next seconds.
+    """
+
+    value: _T | None = None
+    final: bool = False
+    failure: CodeArtsError | None = None
+    _told_at: float = -float("inf")  # trio's clock
+    _retry_at: float = -float("inf")
+    _asking: trio.Lock | None = None
+
+    def fresh(self, ttl_s: float) -> bool:
+        """Whether there is no need to ask."""
+        now = trio.current_time()
+        if now < self._retry_at:
+            return True
+        return self.failure is None and (self.final or now - self._told_at < ttl_s)
+
+    @property
+    def absent(self) -> bool:
+        """Whether the API said within the last seconds that there is no such thing."""
+        return isinstance(self.failure, NotFound) and trio.current_time() < self._retry_at
+
+    async def get(
+        self,
+        ask: Callable[[], Awaitable[_T]],
+        ttl_s: float,
+        *,
+        untold_s: Mapping[type[CodeArtsError], float] | None = None,
+    ) -> _T | None:
+        """Return the answer, asking at most once at a time where it is older than ``ttl_s``.
+
+        Args:
+            untold_s: errors that mean that the API does not tell, and for how many seconds
+                not to ask again: what was told before stays, there is no failure.
+
+        Raises:
+            CodeArtsError: ``ask`` raised it, now or within the last seconds.
+        """
+        if not self.fresh(ttl_s):
+            if self._asking is None:
+                self._asking = trio.Lock()
+            async with self._asking:
+                if not self.fresh(ttl_s):  # nobody asked while we waited
+                    await self._ask(ask, untold_s or {})
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        return self.value
+
+    async def _ask(
+        self, ask: Callable[[], Awaitable[_T]], untold_s: Mapping[type[CodeArtsError], float]
+    ) -> None:
+        asked_at = trio.current_time()  # the age of an answer counts from the question
+        try:
+            value = await ask()
+        except CodeArtsError as failure:
+            untold = next((untold_s[kind] for kind in untold_s if isinstance(failure, kind)), None)
+            if untold:
+                log.info("the API does not tell: %s", failure)
+            told = isinstance(failure, NotFound | AccessDenied)
+            pause_s = untold or (ABSENCE_TTL_S if told else _FAILURE_TTL_S)
+            self.failure = None if untold else failure
+            self._retry_at = trio.current_time() + pause_s
+        else:
+            self.value, self.failure, self._told_at = value, None, asked_at

@@ -1,0 +1,445 @@
+"""The index: what is known of builds, on disk, so that a restart asks nothing again.
+
+One SQLite file in the cache directory. It holds only what the API has told, so losing it costs
+calls, never truth: a file that is damaged or of another version is replaced by an empty one,
+and a disk that cannot be written makes the index forgetful, with one line in the log.
+
+Writing is lazy: rows are gathered and written together a moment later. Everything that
+touches the file runs in worker threads, one at a time.
+"""
+
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from codeartsfs.model import BuildRecord, Job, LogNote, StageRun
+from codeartsfs.names import LogKey, ProjectId, RecordId, Stage, parse_record_id
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_WRITE_AFTER_S = 0.5
+_BUSY_TIMEOUT_S = 5.0  # another mount that shares the cache directory writes just now
+_MOST_RECORDS = 200_000
+_KEEP_SHARE = 0.9
+_PRUNE_EVERY_ROWS = 10_000
+# What says nothing about the contents of the file, and may pass.
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
+_SCHEMA = """
+CREATE TABLE records (
+    record TEXT PRIMARY KEY,
+    told_s INTEGER NOT NULL,     -- when the API last said something of it, seconds since the epoch
+    final INTEGER NOT NULL,      -- whether its stages can no longer change
+    modified_ns INTEGER,         -- of its newest stage
+    stages TEXT,                 -- JSON: a row of StageRun's fields per stage; null: never told
+    build TEXT,                  -- JSON: BuildRecord's fields; null: never told
+    build_project TEXT,
+    build_no INTEGER
+) WITHOUT ROWID;
+CREATE INDEX builds ON records (build_project, build_no) WHERE build_project IS NOT NULL;
+CREATE INDEX ages ON records (told_s);
+CREATE TABLE logs (
+    record TEXT, file TEXT, size_bytes INTEGER NOT NULL, modified_ns INTEGER NOT NULL,
+    final INTEGER NOT NULL, PRIMARY KEY (record, file)
+) WITHOUT ROWID;
+CREATE TABLE projects (project TEXT PRIMARY KEY, jobs TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordTimes:
+    """What a listing shows of a record.
+
+    Attributes:
+        modified_ns: the time of its newest stage, None where unknown.
+        final: whether that can no longer change.
+    """
+
+    modified_ns: int | None
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedRecord:
+    """What the index knows of one record; ``stages`` and ``build`` are None where never told."""
+
+    stages: tuple[StageRun, ...] | None
+    final: bool
+    build: BuildRecord | None
+    logs: dict[str, LogNote]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Rows on their way to the file, newest last; INVARIANT: replaced as a whole, never shared."""
+
+    stages: dict[RecordId, tuple[tuple[StageRun, ...], RecordTimes]] = field(default_factory=dict)
+    builds: dict[RecordId, BuildRecord] = field(default_factory=dict)
+    logs: dict[LogKey, LogNote | None] = field(default_factory=dict)
+    projects: dict[ProjectId, tuple[Job, ...]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.stages or self.builds or self.logs or self.projects)
+
+
+class Index:
+    """The index file of one cache directory; opened by ``open_index``.
+
+    No method raises for what is wrong with the file: reads find nothing, writes are dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: sqlite3.Connection | None = None
+        self._in_use = threading.Lock()
+        self._pending = _Pending()
+        self._something = trio.Event()
+        self._warned = False
+        self._unpruned_rows = _PRUNE_EVERY_ROWS  # once after the start
+
+    # Remembering: at once in memory, soon on disk.
+
+    def keep_stages(
+        self, record: RecordId, stages: tuple[StageRun, ...], times: RecordTimes
+    ) -> None:
+        self._pending.stages[record] = (stages, times)
+        self._something.set()
+
+    def keep_builds(self, builds: Iterable[BuildRecord]) -> None:
+        self._pending.builds.update((build.record, build) for build in builds)
+        self._something.set()
+
+    def keep_log(self, key: LogKey, note: LogNote | None) -> None:
+        """Remember a log; None forgets it."""
+        self._pending.logs[key] = note
+        self._something.set()
+
+    def keep_jobs(self, project: ProjectId, jobs: tuple[Job, ...]) -> None:
+        self._pending.projects[project] = jobs
+        self._something.set()
+
+    # Recalling.
+
+    async def records_from(self, first: RecordId, limit: int) -> dict[RecordId, IndexedRecord]:
+        """Return what is known of a record and of those that follow in the order of ids."""
+        return await self._read(lambda file: _records_from(file, first, limit), {})
+
+    async def records(self) -> dict[RecordId, RecordTimes]:
+        """Return all records whose stages were ever told, in the order of their ids."""
+        return await self._read(_records, {})
+
+    async def builds(self, build_project_id: str, limit: int) -> tuple[BuildRecord, ...]:
+        """Return the known builds of a job, newest first."""
+        return await self._read(lambda file: _builds(file, build_project_id, limit), ())
+
+    async def build(self, build_project_id: str, build_no: int) -> BuildRecord | None:
+        return await self._read(lambda file: _build(file, build_project_id, build_no), None)
+
+    async def jobs(self, project: ProjectId) -> tuple[Job, ...] | None:
+        return await self._read(lambda file: _jobs(file, project), None)
+
+    async def _read(self, query: Callable[[sqlite3.Connection], _T], nothing: _T) -> _T:
+        pending = self._take_pending()
+
+        def read() -> _T:
+            with self._in_use:
+                self._write(pending)  # what was told a moment ago is known, too
+                return self._attempt(query, nothing)
+
+        return await trio.to_thread.run_sync(read)
+
+    # Writing.
+
+    async def run(self) -> None:
+        """Write what is to be remembered, for ever."""
+        while True:
+            await self._something.wait()
+            await trio.sleep(_WRITE_AFTER_S)
+            await trio.to_thread.run_sync(self._write_alone, self._take_pending())
+
+    def close(self) -> None:
+        self._write_alone(self._take_pending())
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _take_pending(self) -> _Pending:
+        taken, self._pending = self._pending, _Pending()
+        if self._something.is_set():
+            self._something = trio.Event()
+        return taken
+
+    # Everything below runs in worker threads (or before and after the event loop's time).
+
+    def _write_alone(self, pending: _Pending) -> None:
+        with self._in_use:
+            self._write(pending)
+
+    def _write(self, pending: _Pending) -> None:
+        if pending:
+            self._attempt(lambda file: _write(file, pending), None)
+            self._unpruned_rows += len(pending.stages) + len(pending.builds)
+            if self._unpruned_rows >= _PRUNE_EVERY_ROWS:
+                self._unpruned_rows = 0
+                self._attempt(_prune, None)
+
+    def _attempt(self, task: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
+        """Do something with the file; where that shows it to be damaged, start a new one."""
+        for _ in range(2):
+            try:
+                if self._file is None:
+                    self._file = _open(self._path)
+                return task(self._file)
+            except OSError as error:
+                self._warn(error)
+                return otherwise
+            except (sqlite3.Error, ValueError, TypeError) as error:
+                # The low byte is the kind of error, the others say more about it.
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+                    self._warn(error)
+                    return otherwise
+                log.warning("cache: the index is damaged and was begun anew: %s", error)
+                self._discard()
+        return otherwise
+
+    def _warn(self, error: Exception) -> None:
+        level = logging.INFO if self._warned else logging.WARNING
+        log.log(level, "cache: the index cannot be used just now: %s", error)
+        self._warned = True
+
+    def _discard(self) -> None:
+        if self._file is not None:
+            with suppress(sqlite3.Error):
+                self._file.close()
+            self._file = None
+        with suppress(OSError):
+            _remove(self._path)
+
+
+@asynccontextmanager
+async def open_index(cache_dir: Path) -> AsyncIterator[Index]:
+    """Run the index of a cache directory; what it was told is on disk when the block is left."""
+    index = Index(cache_dir / "v1" / "builds.sqlite3")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(index.run)
+            yield index
+            nursery.cancel_scope.cancel()
+    finally:
+        index.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    # SQLite gives its side files the mode of the main one, whatever the umask.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    for _ in range(2):
+        file = sqlite3.connect(
+            path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            version = file.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                _create(file)
+                version = file.execute("PRAGMA user_version").fetchone()[0]
+            if version == _VERSION:
+                file.execute("PRAGMA journal_mode = WAL")
+                file.execute("PRAGMA synchronous = NORMAL")
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        log.info("cache: the index is of version %d and was begun anew", version)
+        _remove(path)
+    raise sqlite3.OperationalError("it is of another version again and again")
+
+
+def _create(file: sqlite3.Connection) -> None:
+    with _transaction(file):
+        # Another mount may have been quicker.
+        if file.execute("PRAGMA user_version").fetchone()[0] == 0:
+            for statement in _SCHEMA.split(";\n"):
+                file.execute(statement)
+            file.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def _transaction(file: sqlite3.Connection) -> Iterator[None]:
+    file.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        file.execute("COMMIT")
+    except BaseException:
+        if file.in_transaction:  # some errors end it by themselves
+            file.execute("ROLLBACK")
+        raise
+
+
+def _write(file: sqlite3.Connection, pending: _Pending) -> None:
+    now_s = int(time.time())
+    with _transaction(file):
+        file.executemany(
+            "INSERT INTO records (record, told_s, final, modified_ns, stages)"
+            " VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET told_s = excluded.told_s, final = excluded.final,"
+            " modified_ns = excluded.modified_ns, stages = excluded.stages",
+            [
+                (record, now_s, times.final, times.modified_ns, _stages_text(stages))
+                for record, (stages, times) in pending.stages.items()
+            ],
+        )
+        file.executemany(
+            "INSERT INTO records (record, told_s, final, build, build_project, build_no)"
+            " VALUES (?, ?, 0, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET told_s = excluded.told_s, build = excluded.build,"
+            " build_project = excluded.build_project, build_no = excluded.build_no",
+            [
+                (
+                    build.record,
+                    now_s,
+                    json.dumps(astuple(build), ensure_ascii=True),
+                    build.build_project_id or None,
+                    build.build_no,
+                )
+                for build in pending.builds.values()
+            ],
+        )
+        for key, note in pending.logs.items():
+            if note is None:
+                file.execute(
+                    "DELETE FROM logs WHERE record = ? AND file = ?", (key.record, key.file_name)
+                )
+            else:
+                file.execute(
+                    "INSERT OR REPLACE INTO logs VALUES (?, ?, ?, ?, ?)",
+                    (key.record, key.file_name, note.size_bytes, note.modified_ns, note.final),
+                )
+        file.executemany(
+            "INSERT OR REPLACE INTO projects VALUES (?, ?)",
+            [
+                (project, json.dumps([astuple(job) for job in jobs], ensure_ascii=True))
+                for project, jobs in pending.projects.items()
+            ],
+        )
+
+
+def _prune(file: sqlite3.Connection) -> None:
+    """Forget what was told longest ago where there is too much."""
+    [(count,)] = file.execute("SELECT count(*) FROM records INDEXED BY ages")
+    if count <= _MOST_RECORDS:
+        return
+    surplus = count - int(_MOST_RECORDS * _KEEP_SHARE)
+    oldest = "SELECT record FROM records ORDER BY told_s LIMIT ?"
+    with _transaction(file):
+        file.execute(f"DELETE FROM records WHERE record IN ({oldest})", (surplus,))
+        file.execute("DELETE FROM logs WHERE record NOT IN (SELECT record FROM records)")
+
+
+def _stages_text(stages: tuple[StageRun, ...]) -> str:
+    rows = [(run.stage.name, *astuple(run)[1:]) for run in stages]
+    return json.dumps(rows, ensure_ascii=True)
+
+
+def _records_from(
+    file: sqlite3.Connection, first: RecordId, limit: int
+) -> dict[RecordId, IndexedRecord]:
+    rows = file.execute(
+        "SELECT record, final, stages, build FROM records WHERE record >= ?"
+        " ORDER BY record LIMIT ?",
+        (first, limit),
+    ).fetchall()
+    found = {
+        RecordId(record): IndexedRecord(
+            stages=None if stages is None else tuple(map(_stage_run, json.loads(stages))),
+            final=bool(final),
+            build=None if build is None else _build_record(build),
+            logs={},
+        )
+        for record, final, stages, build in rows
+    }
+    found.setdefault(first, IndexedRecord(None, False, None, {}))
+    last = max(found)
+    logs = file.execute(
+        "SELECT record, file, size_bytes, modified_ns, final FROM logs"
+        " WHERE record BETWEEN ? AND ?",
+        (first, last),
+    )
+    for record, name, size_bytes, modified_ns, final in logs:
+        if record in found:
+            found[record].logs[name] = LogNote(size_bytes, modified_ns, bool(final))
+    return found
+
+
+def _stage_run(row: list[object]) -> StageRun:
+    name, *rest = row
+    stage = Stage.parse(str(name))
+    if stage is None:
+        raise ValueError(f"{name!r} is no stage")
+    return StageRun(stage, *rest)  # type: ignore[arg-type]
+
+
+def _build_record(text: str) -> BuildRecord:
+    return BuildRecord(*json.loads(text))
+
+
+def _records(file: sqlite3.Connection) -> dict[RecordId, RecordTimes]:
+    rows = file.execute(
+        "SELECT record, modified_ns, final FROM records WHERE stages IS NOT NULL ORDER BY record"
+    )
+    return {
+        RecordId(record): RecordTimes(modified_ns, bool(final))
+        for record, modified_ns, final in rows
+        if parse_record_id(record)
+    }
+
+
+def _builds(file: sqlite3.Connection, build_project_id: str, limit: int) -> tuple[BuildRecord, ...]:
+    rows = file.execute(
+        "SELECT build FROM records WHERE build_project = ? AND build IS NOT NULL"
+        " ORDER BY build_no DESC LIMIT ?",
+        (build_project_id, limit),
+    )
+    return tuple(_build_record(build) for (build,) in rows)
+
+
+def _build(file: sqlite3.Connection, build_project_id: str, build_no: int) -> BuildRecord | None:
+    row = file.execute(
+        "SELECT build FROM records WHERE build_project = ? AND build_no = ? AND build IS NOT NULL",
+        (build_project_id, build_no),
+    ).fetchone()
+    return None if row is None else _build_record(row[0])
+
+
+def _jobs(file: sqlite3.Connection, project: ProjectId) -> tuple[Job, ...] | None:
+    row = file.execute("SELECT jobs FROM projects WHERE project = ?", (project,)).fetchone()
+    return None if row is None else tuple(Job(*job) for job in json.loads(row[0]))

@@ -1,0 +1,282 @@
+"""The index: a memory of answers that never disturbs anybody, whatever happens to its file."""
+
+import os
+import random
+import sqlite3
+import stat
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from codeartsfs.builds import index as module
+from codeartsfs.builds.index import Index, RecordTimes, open_index
+from codeartsfs.model import BuildRecord, Job, LogNote, StageRun
+from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage
+from tests.logs.fakes import until
+
+RECORD = RecordId("a" * 36)
+OTHER = RecordId("b" * 36)
+PROJECT = ProjectId("c" * 32)
+TIMES = RecordTimes(5, final=True)
+RUN = StageRun(Stage("stage1"), "构建 / \ud800", 1, "SUCCESS", 1, 2, 3, 4)
+BUILD = BuildRecord(RECORD, 7, "p-1", "SUCCESS", 1, 2, 3, 4, "main", "abc", "PUSH")
+JOB = Job("j" * 32, "web-app", "p-1", 9, "blue")
+KEY = LogKey(RECORD, Stage("stage1"), LogLevel.INFO)
+NOTE = LogNote(10, 11, True)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    (tmp_path / "v1").mkdir()
+    return tmp_path
+
+
+def file_of(cache: Path) -> Path:
+    return cache / "v1" / "builds.sqlite3"
+
+
+def count(cache: Path, table: str) -> int:
+    """Count rows as another process would; 0 as long as there is no such table."""
+    file = sqlite3.connect(file_of(cache))
+    try:
+        return int(file.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+    finally:
+        file.close()
+
+
+def tell(index: Index) -> None:
+    index.keep_stages(RECORD, (RUN,), TIMES)
+    index.keep_builds([BUILD])
+    index.keep_log(KEY, NOTE)
+    index.keep_jobs(PROJECT, (JOB,))
+
+
+async def assert_known(index: Index) -> None:
+    record = (await index.records_from(RECORD, 1))[RECORD]
+    assert (record.stages, record.final, record.build) == ((RUN,), True, BUILD)
+    assert record.logs == {KEY.file_name: NOTE}
+    assert await index.records() == {RECORD: TIMES}
+    assert await index.builds("p-1", 10) == (BUILD,)
+    assert await index.build("p-1", 7) == BUILD
+    assert await index.jobs(PROJECT) == (JOB,)
+
+
+async def assert_empty(index: Index) -> None:
+    assert await index.records_from(RECORD, 1) == {}
+    assert await index.records() == {}
+    assert await index.builds("p-1", 10) == ()
+    assert await index.build("p-1", 7) is None
+    assert await index.jobs(PROJECT) is None
+
+
+@pytest.mark.parametrize("value", [RUN, BUILD, JOB])
+def test_examples_have_no_field_left_at_its_default(value: StageRun | BuildRecord | Job) -> None:
+    # Otherwise the tests below would not notice a field that gets lost.
+    for field in fields(value):
+        assert getattr(value, field.name) != field.default
+
+
+async def test_what_was_told_a_moment_ago_is_known(cache: Path) -> None:
+    async with open_index(cache) as index:
+        tell(index)
+        await assert_known(index)
+
+
+async def test_what_was_told_survives_a_restart(cache: Path) -> None:
+    async with open_index(cache) as index:
+        tell(index)
+    async with open_index(cache) as index:
+        await assert_known(index)
+
+
+async def test_what_was_told_reaches_the_disk_without_anybody_asking(cache: Path) -> None:
+    async with open_index(cache) as index, open_index(cache) as another:
+        tell(index)
+        await until(lambda: count(cache, "records") > 0)
+        await assert_known(another)
+
+
+async def test_new_words_replace_old_ones_and_leave_the_rest(cache: Path) -> None:
+    async with open_index(cache) as index:
+        tell(index)
+        await index.records()
+        again = StageRun(Stage("stage1"), status="FAILURE")
+        index.keep_stages(RECORD, (again,), RecordTimes(None, final=False))
+        index.keep_log(KEY, None)
+        record = (await index.records_from(RECORD, 1))[RECORD]
+        assert (record.stages, record.final, record.build) == ((again,), False, BUILD)
+        assert record.logs == {}
+
+
+async def test_records_known_from_lists_of_builds_alone_are_not_listed(cache: Path) -> None:
+    async with open_index(cache) as index:
+        index.keep_builds([BUILD])
+        assert await index.records() == {}
+        assert await index.builds("p-1", 10) == (BUILD,)
+
+
+async def test_builds_come_newest_first_and_no_more_than_asked_for(cache: Path) -> None:
+    builds = [BuildRecord(RecordId(f"{n:036}"), n, "p-1") for n in range(1, 30)]
+    async with open_index(cache) as index:
+        index.keep_builds(builds)
+        assert [build.build_no for build in await index.builds("p-1", 3)] == [29, 28, 27]
+        assert await index.builds("p-2", 3) == ()
+
+
+async def test_records_that_follow_come_along(cache: Path) -> None:
+    records = [RecordId(f"{n:036}") for n in range(10)]
+    async with open_index(cache) as index:
+        for record in records:
+            index.keep_stages(record, (RUN,), TIMES)
+            index.keep_log(LogKey(record, RUN.stage, LogLevel.INFO), NOTE)
+        found = await index.records_from(records[3], 4)
+        assert sorted(found) == records[3:7]
+        assert all(one.logs == {KEY.file_name: NOTE} for one in found.values())
+
+
+async def test_the_file_is_private_whatever_the_umask(cache: Path) -> None:
+    before = os.umask(0)
+    try:
+        async with open_index(cache) as index:
+            tell(index)
+            await index.records()
+            modes = {stat.S_IMODE(path.stat().st_mode) for path in file_of(cache).parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {0o600}
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _set_version(path: Path) -> None:
+    with sqlite3.connect(path) as file:
+        file.execute("PRAGMA user_version = 99")
+    file.close()
+
+
+def _drop_table(path: Path) -> None:
+    with sqlite3.connect(path) as file:
+        file.execute("DROP TABLE records")
+    file.close()
+
+
+def _garbage_in_rows(path: Path) -> None:
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE records SET stages = 'no JSON', build = '[1, 2]'")
+    file.close()
+
+
+DAMAGE: list[Callable[[Path], object]] = [
+    lambda path: path.write_bytes(b"garbage " * 1000),
+    lambda path: path.write_bytes(b""),
+    _cut,
+    _set_version,
+    _drop_table,
+    _garbage_in_rows,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_damaged_file_is_begun_anew(
+    cache: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_index(cache) as index:
+        tell(index)
+    damage(file_of(cache))
+    async with open_index(cache) as index:
+        await index.records_from(RECORD, 1)
+        tell(index)
+        await assert_known(index)
+    async with open_index(cache) as index:
+        await assert_known(index)
+
+
+async def test_flipped_bits_cost_answers_never_errors(cache: Path) -> None:
+    async with open_index(cache) as index:
+        for number in range(200):
+            index.keep_stages(RecordId(f"{number:036}"), (RUN,), TIMES)
+    whole = file_of(cache).read_bytes()
+    chance = random.Random(1)
+    for _ in range(40):
+        spoilt = bytearray(whole)
+        for _ in range(20):
+            spoilt[chance.randrange(len(spoilt))] ^= 1 << chance.randrange(8)
+        file_of(cache).write_bytes(spoilt)
+        async with open_index(cache) as index:
+            await index.records()
+            await index.records_from(RecordId(f"{chance.randrange(200):036}"), 64)
+            tell(index)
+            await index.builds("p-1", 10)
+
+
+async def test_a_cache_directory_that_is_not_there_is_forgetfulness(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_index(tmp_path / "gone") as index:
+        tell(index)
+        await assert_empty(index)
+        tell(index)
+    warnings = [line for line in caplog.records if line.levelname == "WARNING"]
+    assert len(warnings) == 1  # once, not for every look
+
+
+async def test_a_link_in_place_of_the_file_is_not_followed(cache: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    file_of(cache).symlink_to(target)
+    async with open_index(cache) as index:
+        tell(index)
+        await assert_empty(index)
+    assert target.read_text() == "precious"
+
+
+async def test_a_locked_file_is_waited_for_and_then_done_without(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BUSY_TIMEOUT_S", 0.0)
+    async with open_index(cache) as index:
+        tell(index)
+        await index.records()
+        with sqlite3.connect(file_of(cache), isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            index.keep_log(LogKey(OTHER, RUN.stage, LogLevel.INFO), NOTE)
+            await assert_known(index)  # what is there can be read all the same
+            other.execute("ROLLBACK")
+        other.close()
+
+
+async def test_two_mounts_share_one_file(cache: Path) -> None:
+    async with open_index(cache) as one, open_index(cache) as two:
+        tell(one)
+        await one.records()
+        await assert_known(two)
+        two.keep_stages(OTHER, (RUN,), TIMES)
+        await two.records()
+        assert set(await one.records()) == {RECORD, OTHER}
+
+
+async def test_what_was_told_longest_ago_goes_first(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_RECORDS", 100)
+    monkeypatch.setattr(module, "_PRUNE_EVERY_ROWS", 50)
+    now = 1000
+    monkeypatch.setattr("time.time", lambda: now)
+    async with open_index(cache) as index:
+        for number in range(300):
+            now += 1
+            record = RecordId(f"{number:036}")
+            index.keep_stages(record, (RUN,), TIMES)
+            index.keep_log(LogKey(record, RUN.stage, LogLevel.INFO), NOTE)
+            if number % 10 == 9:
+                known = await index.records()
+                assert len(known) <= 150
+        assert max(known) == f"{299:036}"
+        assert min(known) > f"{100:036}"
+    assert count(cache, "logs") == count(cache, "records")

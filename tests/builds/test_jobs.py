@@ -1,0 +1,243 @@
+"""Jobs and builds before an in-memory API that counts."""
+
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from codeartsfs.builds.catalog import Catalog
+from codeartsfs.builds.index import Index, open_index
+from codeartsfs.builds.jobs import Jobs, Latest, parse_which
+from codeartsfs.errors import ApiUnavailable, NotFound
+from codeartsfs.model import BuildRecord, Job
+from codeartsfs.names import ProjectId, RecordId
+from tests.builds.test_catalog import FakeBuilds
+
+PROJECT = ProjectId("c" * 32)
+JOB = Job("j" * 32, "web-app", "p-1", 9, "blue")
+
+
+def build(number: int, status: str = "SUCCESS", project: str = "p-1") -> BuildRecord:
+    finished_ns = None if status == "RUNNING" else number
+    return BuildRecord(RecordId(f"{number:036}"), number, project, status, finished_ns=finished_ns)
+
+
+class FakeJobs:
+    """Tells ``jobs`` and ``builds``, or fails; counts."""
+
+    def __init__(self, *builds: BuildRecord) -> None:
+        self.jobs_told: tuple[Job, ...] = (JOB,)
+        self.builds_told = builds
+        self.older: dict[int, BuildRecord] = {}
+        self.failure: Exception | None = None
+        self.calls: list[str] = []
+
+    async def jobs(self, project: ProjectId) -> tuple[Job, ...]:
+        await self._called("jobs")
+        return self.jobs_told
+
+    async def builds(self, job: Job, limit: int) -> tuple[BuildRecord, ...]:
+        await self._called("builds")
+        return self.builds_told[:limit]
+
+    async def record_by_number(self, job_id: str, build_no: int) -> BuildRecord:
+        await self._called("number")
+        if build_no not in self.older:
+            raise NotFound(f"no build {build_no}")
+        return self.older[build_no]
+
+    async def _called(self, kind: str) -> None:
+        self.calls.append(kind)
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+
+
+def jobs_of(source: FakeJobs, index: Index | None = None, builds_per_job: int = 100) -> Jobs:
+    catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+    return Jobs(source, catalog, [PROJECT], builds_per_job=builds_per_job, index=index)
+
+
+async def test_many_who_ask_share_one_call(autojump_clock: MockClock) -> None:
+    source = FakeJobs(build(1))
+    jobs = jobs_of(source)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(jobs.jobs, PROJECT)
+            nursery.start_soon(jobs.builds, JOB)
+    assert sorted(source.calls) == ["builds", "jobs"]
+
+
+async def test_jobs_live_half_a_minute_and_builds_five_seconds(autojump_clock: MockClock) -> None:
+    source = FakeJobs(build(1))
+    jobs = jobs_of(source)
+    for _ in range(12):
+        await jobs.jobs(PROJECT)
+        await jobs.builds(JOB)
+        await trio.sleep(4.99)
+    assert source.calls.count("jobs") == 2
+    assert source.calls.count("builds") == 6
+
+
+async def test_a_known_job_is_found_without_asking(autojump_clock: MockClock) -> None:
+    source = FakeJobs()
+    jobs = jobs_of(source)
+    assert await jobs.job(PROJECT, "web-app") == JOB
+    await trio.sleep(1000)
+    assert await jobs.job(PROJECT, "web-app") == JOB
+    assert source.calls == ["jobs"]
+
+
+async def test_a_new_job_is_found_by_name_before_the_list_is_old(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeJobs()
+    jobs = jobs_of(source)
+    with pytest.raises(NotFound):
+        await jobs.job(PROJECT, "new")
+    assert source.calls == ["jobs"]
+    assert jobs.rules_out(PROJECT, "new")
+    assert not jobs.rules_out(PROJECT, "web-app")
+    await trio.sleep(5)
+    assert not jobs.rules_out(PROJECT, "new")
+    source.jobs_told = (JOB, Job("k" * 32, "new", "p-2"))
+    assert (await jobs.job(PROJECT, "new")).build_project_id == "p-2"
+    assert source.calls == ["jobs"] * 2
+
+
+async def test_a_job_goes_by_its_spelled_name(autojump_clock: MockClock) -> None:
+    source = FakeJobs()
+    source.jobs_told = tuple(
+        Job(f"{n:032}", name) for n, name in enumerate(["../x", ".git", "twin", "twin", ""])
+    )
+    names = await jobs_of(source).jobs(PROJECT)
+    assert set(names) == {
+        "%2E.%2Fx",
+        "%2Egit",
+        f"twin~{2:032}",
+        f"twin~{3:032}",
+        f"~{4:032}",
+    }
+    assert {job.name for job in names.values()} == {"../x", ".git", "twin", ""}
+
+
+BUILDS = (
+    build(9, "RUNNING"),
+    build(8, "ABORTED"),
+    build(7, "SUCCESS"),
+    build(6, "FAILURE"),
+    build(5, "a word nobody knows"),
+    build(4, "FAILURE"),
+)
+
+
+@pytest.mark.parametrize(
+    ("which", "number"),
+    [(Latest.ANY, 9), (Latest.RUNNING, 9), (Latest.SUCCESS, 7), (Latest.FAILED, 6)],
+)
+async def test_latest_is_the_newest_in_its_state(
+    autojump_clock: MockClock, which: Latest, number: int
+) -> None:
+    jobs = jobs_of(FakeJobs(*BUILDS))
+    assert await jobs.record(JOB, which) == build(number).record
+    assert jobs.known_build(JOB, which) == BUILDS[9 - number]
+
+
+@pytest.mark.parametrize("which", Latest)
+async def test_there_may_be_no_latest(autojump_clock: MockClock, which: Latest) -> None:
+    jobs = jobs_of(FakeJobs())
+    with pytest.raises(NotFound):
+        await jobs.record(JOB, which)
+
+
+async def test_latest_follows_new_builds(autojump_clock: MockClock) -> None:
+    source = FakeJobs(build(1))
+    jobs = jobs_of(source)
+    assert await jobs.record(JOB, Latest.ANY) == build(1).record
+    source.builds_told = (build(2), build(1))
+    assert await jobs.record(JOB, Latest.ANY) == build(1).record
+    assert jobs.fresh(JOB)
+    await trio.sleep(5)
+    assert not jobs.fresh(JOB)
+    assert await jobs.record(JOB, Latest.ANY) == build(2).record
+
+
+async def test_a_listed_build_is_found_by_number_without_asking(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeJobs(*BUILDS)
+    jobs = jobs_of(source)
+    await jobs.builds(JOB)
+    await trio.sleep(1000)
+    assert await jobs.record(JOB, 7) == build(7).record
+    assert source.calls == ["builds"]
+
+
+async def test_an_older_build_is_asked_for_once(autojump_clock: MockClock) -> None:
+    source = FakeJobs(*BUILDS)
+    source.older = {1: build(1)}
+    jobs = jobs_of(source, builds_per_job=2)
+    assert len(await jobs.builds(JOB)) == 2
+    for _ in range(3):
+        assert await jobs.record(JOB, 1) == build(1).record
+        await trio.sleep(1000)
+    assert source.calls == ["builds", "number"]
+
+
+async def test_a_build_that_is_not_there_is_absent_for_five_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeJobs()
+    jobs = jobs_of(source)
+    for _ in range(3):
+        with pytest.raises(NotFound):
+            await jobs.record(JOB, 77)
+    assert source.calls == ["number"]
+    source.older = {77: build(77)}
+    await trio.sleep(5)
+    assert await jobs.record(JOB, 77) == build(77).record
+
+
+async def test_after_a_restart_what_was_told_is_known(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    source = FakeJobs(*BUILDS)
+    source.older = {1: build(1)}
+    async with open_index(tmp_path) as index:
+        jobs = jobs_of(source, index)
+        await jobs.builds(await jobs.job(PROJECT, "web-app"))
+        await jobs.record(JOB, 1)
+    asked = list(source.calls)
+    source.failure = ApiUnavailable("down")
+    async with open_index(tmp_path) as index:
+        jobs = jobs_of(source, index)
+        job = await jobs.job(PROJECT, "web-app")
+        assert job == JOB
+        assert await jobs.recall_builds(job) == (*BUILDS, build(1))
+        assert await jobs.record(job, 1) == build(1).record
+        assert jobs.name_of("p-1") == "web-app"
+        assert source.calls == asked
+        with pytest.raises(ApiUnavailable):
+            await jobs.jobs(PROJECT)
+        assert set(jobs.known_jobs(PROJECT)) == {"web-app"}
+
+
+async def test_a_list_of_builds_tells_the_catalog(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    source = FakeJobs(build(1, "RUNNING"))
+    async with open_index(tmp_path) as index:
+        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        jobs = Jobs(source, catalog, [PROJECT], builds_per_job=9, index=index)
+        await jobs.builds(JOB)
+        await catalog.recall(build(1).record)
+        assert catalog.known_build(build(1).record) == build(1, "RUNNING")
+        source.builds_told = (build(1),)
+        catalog.learn(build(1))
+        assert catalog.known_build(build(1).record) == build(1)
+
+
+def test_names_of_builds() -> None:
+    assert parse_which("latest-failed") is Latest.FAILED
+    assert parse_which("12") == 12
+    for name in ("0", "012", "-1", "1.0", "2147483648", "latest-", "Latest", "", "९"):
+        assert parse_which(name) is None, name
