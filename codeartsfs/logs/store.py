@@ -27,7 +27,7 @@ from codeartsfs.errors import CodeArtsError, LogRewritten, NotFound
 from codeartsfs.logs.body import Body, MemoryBody
 from codeartsfs.logs.disk import DiskTier, LogMeta, is_full, unnamed_file
 from codeartsfs.logs.memory import MemoryTier
-from codeartsfs.model import LogPrefix, StageRun
+from codeartsfs.model import LogNote, LogPrefix, StageRun
 from codeartsfs.names import LogKey, RecordId
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ _MOST_DOUBLINGS = 20
 _IDLE_LOGS = 64
 _IDLE_UNSAVED_BYTES = 256 << 20
 _REMEMBERED_LOGS = 100_000
+_SCANNED_RECORDS = 20_000
+_MOST_ERRORS = 1000
 _TAIL_BYTES = 4096
 _QUEUED_CHUNKS = 32  # of up to 64 KiB: what the network may be ahead of the disk
 
@@ -68,7 +70,7 @@ class LogSource(Protocol):
 
 
 class StageStates(Protocol):
-    """Who knows whether a stage is over."""
+    """Who knows whether a stage is over, and remembers what its logs looked like."""
 
     async def stage(self, key: LogKey) -> StageRun | None:
         """Return the stage of a log, as it is now; None where the API gives no state.
@@ -76,6 +78,12 @@ class StageStates(Protocol):
         Raises:
             CodeArtsError: it could not be asked this time.
         """
+
+    def log_note(self, key: LogKey) -> LogNote | None:
+        """Return what was noted of a log, by this process or an earlier one."""
+
+    def note_log(self, key: LogKey, note: LogNote | None) -> None:
+        """Note a log beyond this process; None forgets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,23 @@ class LogStat:
     final: bool
     settled: bool
     stateless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a log can be read from, and where it came from.
+
+    Attributes:
+        cached: ``memory`` or ``disk``; ``no`` where the next open asks the API.
+        fetched_ns: when the API last confirmed it; None unless it is cached.
+        last_error: why the last look failed; empty where it did not.
+    """
+
+    cached: str
+    fetched_ns: int | None
+    sha256: str
+    request_id: str
+    last_error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +251,9 @@ class LogStore:
         self._remembered: cachetools.LRUCache[LogKey, tuple[LogStat, float]] = cachetools.LRUCache(
             _REMEMBERED_LOGS
         )
+        # Records whose entries on disk were looked through: what came later is remembered anyway.
+        self._scanned: cachetools.LRUCache[RecordId, None] = cachetools.LRUCache(_SCANNED_RECORDS)
+        self._last_errors: cachetools.LRUCache[LogKey, str] = cachetools.LRUCache(_MOST_ERRORS)
         self._absent: cachetools.TTLCache[LogKey, NotFound] = cachetools.TTLCache(
             10_000, ABSENCE_TTL_S, timer=trio.current_time
         )
@@ -275,31 +303,56 @@ class LogStore:
         if cached is not None:
             meta = cached[1]
             return LogStat(meta.size_bytes, meta.modified_ns, meta.final, settled=True)
+        return self._told(key)
+
+    def _told(self, key: LogKey) -> LogStat | None:
+        """Return what was said of a log before, here or by an earlier process."""
         remembered = self._remembered.get(key)
-        if remembered is None:
+        if remembered is not None:
+            stat, settled_until = remembered
+            return replace(stat, settled=trio.current_time() < settled_until)
+        note = self._states.log_note(key)
+        if note is None:
             return None
-        stat, settled_until = remembered
-        return replace(stat, settled=trio.current_time() < settled_until)
+        return LogStat(note.size_bytes, note.modified_ns, note.final, settled=note.final)
 
     async def recall(self, key: LogKey) -> LogStat | None:
         """Return what is known of a log, looking on disk too, never asking the API."""
         known = self.peek(key)
-        if known is None and self.disk is not None:
-            meta = await self.disk.meta(key)
-            if meta is not None:
-                self._remember(key, meta.size_bytes, meta.modified_ns, final=meta.final)
-                return self.peek(key)
+        if known is None and key.record not in self._scanned:
+            self._scanned[key.record] = None
+            await self.cached_logs(key.record)
+            known = self.peek(key)
         return known
 
-    async def cached_records(self) -> tuple[RecordId, ...]:
-        return await self.disk.records() if self.disk else ()
-
     async def cached_logs(self, record: RecordId) -> tuple[LogKey, ...]:
-        """Return the logs of a record that can be read without the API."""
+        """Return the logs of a record that can be read without the API; ``peek`` knows them."""
         keys = {log.key for log in self._logs.values() if log.key.record == record and log.body}
         if self.disk:
             keys.update(await self.disk.logs(record))
-        return tuple(sorted(keys, key=lambda key: (key.stage.order, key.level.value)))
+        for key in keys:
+            if self.peek(key) is None and self.disk is not None:
+                meta = await self.disk.meta(key)
+                if meta is not None:
+                    self._remember(key, meta.size_bytes, meta.modified_ns, final=meta.final)
+        return tuple(keys)
+
+    async def provenance(self, key: LogKey) -> Provenance:
+        """Return where a log is and came from, never asking the API."""
+        last_error = self._last_errors.get(key, "")
+        entry, cached = self._logs.get(key), self.memory.get(key)
+        meta = cached[1] if cached else await self.disk.meta(key) if self.disk else None
+        if meta is not None:
+            tier = "memory" if cached else "disk"
+            return Provenance(tier, meta.checked_ns, meta.sha256, meta.request_id, last_error)
+        if entry is not None and isinstance(entry.body, Body) and entry.complete:
+            # Of a body that came from disk nobody has the hash but the entry that is gone.
+            digest = "" if entry.saved else entry.body.sha256.hexdigest()
+            return Provenance("memory", entry.checked_ns, digest, entry.request_id, last_error)
+        return Provenance("no", None, "", "", last_error)
+
+    async def cached_records(self) -> tuple[RecordId, ...]:
+        return await self.disk.records() if self.disk else ()
 
     def absent(self, key: LogKey) -> bool:
         """Whether the API said within the last seconds that there is no such log."""
@@ -432,11 +485,20 @@ class LogStore:
         return LogStat(entry.size_bytes, entry.modified_ns, entry.final, settled, entry.stateless)
 
     def _remember(
-        self, key: LogKey, size_bytes: int, modified_ns: int, *, final: bool, ttl_s: float = 0
+        self,
+        key: LogKey,
+        size_bytes: int,
+        modified_ns: int,
+        *,
+        final: bool,
+        running: bool = False,
+        ttl_s: float = 0,
     ) -> None:
         """Keep size and times of a log that is not at hand; final ones for ever."""
         settled_until = float("inf") if final else trio.current_time() + ttl_s
         self._remembered[key] = LogStat(size_bytes, modified_ns, final, True), settled_until
+        if final or not running:  # what runs is another size in a moment
+            self._states.note_log(key, LogNote(size_bytes, modified_ns, final))
 
     # Flying: tasks of the store's nursery.
 
@@ -456,6 +518,7 @@ class LogStore:
             if isinstance(failure, NotFound):
                 self._absent[entry.key] = failure
             flight.failure = failure
+            self._last_errors[entry.key] = str(failure)
             pause_s = _FAILURE_TTL_S if entry.stateless else self._refresh_s
             entry.retry_at = trio.current_time() + pause_s
             if entry.flight is flight and isinstance(entry.body, Body):
@@ -519,8 +582,12 @@ class LogStore:
         if run is not None and run.final and run.finished_ns is not None:
             entry.modified_ns = run.finished_ns
         assert entry.size_bytes is not None
-        self._remember(entry.key, entry.size_bytes, entry.modified_ns, final=entry.final)
-        return entry.final or entry.stateless
+        self._last_errors.pop(entry.key, None)
+        running = not (entry.final or entry.stateless)
+        self._remember(
+            entry.key, entry.size_bytes, entry.modified_ns, final=entry.final, running=running
+        )
+        return not running
 
     async def _load(self, entry: _Log) -> bool:
         loaded = await self.disk.load(entry.key) if self.disk else None
@@ -550,12 +617,12 @@ class LogStore:
                 body = self._new_body()
                 entry.body = body
                 entry.modified_ns = (run.finished_ns if run else None) or time.time_ns()
-            told = self._remembered.get(entry.key)
+            told = self._told(entry.key)
             if (
                 new
                 and told is not None
-                and told[0].final
-                and answer.size_bytes not in (None, told[0].size_bytes)
+                and told.final
+                and answer.size_bytes not in (None, told.size_bytes)
             ):
                 raise LogRewritten(entry.key)  # the kernel was told otherwise, and for long
             if body.size_bytes is None and answer.size_bytes is not None:
@@ -568,6 +635,7 @@ class LogStore:
                     answer.size_bytes,
                     entry.modified_ns,
                     final=run is not None and run.final,
+                    running=run is not None and not run.final,
                     ttl_s=self._refresh_s if run else _FIRST_RECHECK_S,
                 )
             if body.size_bytes is not None and not entry.complete:
@@ -650,6 +718,7 @@ class LogStore:
             del self._logs[key]
         self._idle.pop(key, None)
         self._remembered.pop(key, None)
+        self._states.note_log(key, None)
         self._generations[key] = self._generations.get(key, 0) + 1
 
     async def _keep(self, entry: _Log) -> None:

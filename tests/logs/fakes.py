@@ -12,7 +12,7 @@ import trio
 from codeartsfs.errors import ApiUnavailable, LogNotFound, LogRewritten
 from codeartsfs.logs.disk import DiskTier
 from codeartsfs.logs.store import LogAnswer, LogStore, open_log_store
-from codeartsfs.model import LogPrefix, StageRun
+from codeartsfs.model import LogNote, LogPrefix, StageRun
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
 
 RECORD = RecordId("2cc26382-b2cb-4234-8eb0-b37d362f4d4c")
@@ -49,7 +49,14 @@ class FakeStates:
     def __init__(self, run: StageRun | None, events: list[str]) -> None:
         self.run = run
         self.failure: Exception | None = None
+        self.notes: dict[LogKey, LogNote | None] = {}
         self._events = events
+
+    def log_note(self, key: LogKey) -> LogNote | None:
+        return self.notes.get(key)
+
+    def note_log(self, key: LogKey, note: LogNote | None) -> None:
+        self.notes[key] = note
 
     async def stage(self, key: LogKey) -> StageRun | None:
         self._events.append("state")

@@ -24,7 +24,8 @@ from codeartsfs.errors import (
 from codeartsfs.logs.body import Body
 from codeartsfs.logs.disk import DiskTier, LogMeta
 from codeartsfs.logs.store import OpenLog
-from codeartsfs.names import LogKey
+from codeartsfs.model import LogNote
+from codeartsfs.names import LogKey, RecordId
 from tests.logs.fakes import (
     KEY,
     OVER,
@@ -841,3 +842,77 @@ async def test_nothing_is_appended_to_a_log_that_is_being_saved(
         assert await content_of(store) == LOG + b"more\n"
         await landed(store)
         assert store.statistics().disk_hits == 1
+
+
+# What is remembered beyond the process.
+
+
+async def test_sizes_of_final_and_stateless_logs_are_noted_but_not_of_running_ones(
+    world: World, mock_clock: MockClock
+) -> None:
+    for run, noted in ((OVER, True), (None, True), (RUNNING, False)):
+        world.states.run, world.states.notes = run, {}
+        world.source.logs[KEY] = b"log\n"
+        async with world.store() as store:
+            await content_of(store)
+            await landed(store)
+            if world.disk_bytes:
+                assert store.disk is not None
+                await store.disk.remove(KEY)
+        note = world.states.notes.get(KEY)
+        assert (note is not None) == noted
+        assert note is None or (note.size_bytes, note.final) == (4, run is OVER)
+
+
+@pytest.mark.parametrize("final", [True, False])
+async def test_what_an_earlier_process_noted_is_shown_without_a_call(
+    world: World, mock_clock: MockClock, final: bool
+) -> None:
+    world.states.notes[KEY] = LogNote(77, 5, final)
+    async with world.store() as store:
+        stat = store.peek(KEY)
+        assert stat is not None
+        assert (stat.size_bytes, stat.modified_ns, stat.final) == (77, 5, final)
+        assert stat.settled == final
+        assert world.source.calls == []
+
+
+async def test_a_final_log_that_is_not_as_noted_is_another_file(
+    world: World, mock_clock: MockClock
+) -> None:
+    # The kernel was told the noted size, and may believe it for long.
+    world.states.notes[KEY] = LogNote(77, 5, True)
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        assert await content_of(store) == b"log\n"
+        assert store.generation(KEY) == 1
+        await landed(store)
+    note = world.states.notes[KEY]
+    assert note is not None
+    assert note.size_bytes == 4
+
+
+async def test_the_disk_is_looked_through_once_for_a_record_nothing_is_noted_of(
+    world: World, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        await content_of(store)
+        await landed(store)
+    world.states.notes = {}
+    async with world.store() as store:
+        assert store.disk is not None
+        looks: list[RecordId] = []
+        logs = store.disk.logs
+
+        async def counted(record: RecordId) -> tuple[LogKey, ...]:
+            looks.append(record)
+            return await logs(record)
+
+        monkeypatch.setattr(store.disk, "logs", counted)
+        for _ in range(3):
+            assert await store.recall(key(2)) is None
+            stat = await store.recall(KEY)
+            assert stat is not None
+            assert stat.size_bytes == 4
+        assert looks == [RECORD]
