@@ -8,7 +8,7 @@ Under ``/_emulator`` sit the controls of the emulator itself.
 import json
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -48,7 +48,15 @@ from codeartsfs.emulator.faults import (
     UnknownFault,
 )
 from codeartsfs.emulator.iam import Accounts, BadRequest, Iam, Unauthorized
-from codeartsfs.emulator.library import LOG_ZONE, Build, Clock, Library, LiveBuild
+from codeartsfs.emulator.jobs import LOG_ZONE
+from codeartsfs.emulator.library import (
+    Build,
+    Clock,
+    Library,
+    LiveBuild,
+    created_between,
+    created_ns,
+)
 from codeartsfs.emulator.signature import SignedRequest
 from codeartsfs.model import StageRun
 from codeartsfs.names import LogKey, LogLevel, Stage, parse_record_id
@@ -282,12 +290,16 @@ class _Emulator:
         status: int = 200,
         headers: Mapping[str, str] | None = None,
     ) -> BodyReply:
-        body = TextBody(json.dumps(document, ensure_ascii=False).encode())
+        # UTF-8 has no half of a surrogate pair; its backslash escape is that of JSON too.
+        text = json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        body = TextBody(text)
         return self._reply(
             kind, faults, body, {"Content-Type": JSON, **(headers or {})}, (0, body.size), status
         )
 
     def _answer(self, call: Call, document: object) -> BodyReply:
+        if call.faults.numbers is not None:
+            document = _spelled(document, {"int": int, "str": str}[call.faults.numbers])
         return self._json(call.kind, call.faults, document)
 
     def _reply(
@@ -478,20 +490,20 @@ class _Emulator:
         page, limit = call.number("page", 1), call.number("limit", 10, 1, 100)
         since, until = call.moment_ns("from_date"), call.moment_ns("to_date")
         branches, triggers = call.texts("branches"), call.texts("triggers")
-        records = [
-            record
-            for record in (
-                build.record()
-                for build in self._library.of_build_project(call.path("build_project_id"))
-            )
-            if (not branches or record.branch in branches)
-            and (not triggers or record.trigger in triggers)
-            and (since is None or (record.created_ns or 0) >= since)
-            and (until is None or (record.created_ns or 0) <= until)
-        ]
-        total = len(records) if call.faults.total is None else call.faults.total
+        builds = self._library.of_build_project(call.path("build_project_id"))
+        builds = created_between(builds, since, until)
+        if branches or triggers:
+            builds = [
+                build
+                for build in builds
+                if (not branches or build.record().branch in branches)
+                and (not triggers or build.record().trigger in triggers)
+            ]
+        if call.faults.order == "oldest":
+            builds = builds[::-1]
+        total = len(builds) if call.faults.total is None else call.faults.total
         first = max(0, page - call.faults.page_base) * limit
-        chosen = records[first : first + limit]
+        chosen = [build.record() for build in builds[first : first + limit]]
         return self._answer(
             call, render_records_page(chosen, page, limit, total, call.faults.time_form)
         )
@@ -522,7 +534,7 @@ class _Emulator:
         days = call.number("interval", 7, 1, 30)
         since_ns = int((self._clock() - days * 86400) * 1e9)
         builds = self._builds_of_job(call.path("job_id"))
-        recent = [b for b in builds if (b.record().created_ns or 0) >= since_ns]
+        recent = created_between(builds, since_ns, None)
         rows = [
             {
                 # Not the record's id: the vendor's own example has the daily number here.
@@ -565,7 +577,7 @@ class _Emulator:
             raise _bad_parameter("start_time and end_time are required")
         index, size = call.number("page_index", 0), call.number("page_size", 10, 1, 100)
         builds = self._builds_of_job(call.path("job_id"))
-        chosen = [b for b in builds if since <= (b.record().created_ns or 0) <= until]
+        chosen = created_between(builds, since, until)
         states = []
         for build in chosen[index * size : (index + 1) * size]:
             record = build.record()
@@ -609,7 +621,7 @@ class _Emulator:
             raise _no_such(f"build {number} of job {job_id}")
         return build
 
-    def _builds_of_job(self, job_id: str) -> list[Build]:
+    def _builds_of_job(self, job_id: str) -> Sequence[Build]:
         builds = self._library.of_job(job_id)
         if not builds:
             raise ApiFailure(400, "CB.00060201", f"Invalid job id: {job_id}")
@@ -718,6 +730,33 @@ def _parsed(body: bytes) -> Any:
         raise BadRequest("the request body is not JSON") from error
 
 
+# Those of the fields that count something; times are not among them.
+_COUNTS = frozenset(
+    {
+        "build_no",
+        "sequence",
+        "duration",
+        "build_duration",
+        "pending_duration",
+        "page",
+        "limit",
+        "total",
+    }
+)
+
+
+def _spelled(document: object, spell: Callable[[Any], int | str]) -> object:
+    """Return a document with all that is counted in it spelled in one way."""
+    if isinstance(document, list):
+        return [_spelled(value, spell) for value in document]
+    if not isinstance(document, dict):
+        return document
+    return {
+        key: spell(value) if key in _COUNTS and value is not None else _spelled(value, spell)
+        for key, value in document.items()
+    }
+
+
 def _read_all(body: Body, start: int, end: int) -> bytes:
     pieces = []
     while start < end:
@@ -747,17 +786,11 @@ def _last_line(body: LogBody) -> str:
     return next((line for line in reversed(lines) if line.strip()), "")
 
 
-def _daily_number(build: Build, builds_of_job: list[Build]) -> str:
-    day = _day(build)
-    number = sum(
-        _day(other) == day and (other.record().build_no or 0) <= (build.record().build_no or 0)
-        for other in builds_of_job
-    )
-    return f"{day}.{number}"
-
-
-def _day(build: Build) -> str:
-    return f"{datetime.fromtimestamp((build.record().created_ns or 0) / 1e9, LOG_ZONE):%Y%m%d}"
+def _daily_number(build: Build, builds_of_job: Sequence[Build]) -> str:
+    at_ns = created_ns(build.record())
+    day = datetime.fromtimestamp(at_ns // 10**9, LOG_ZONE).replace(hour=0, minute=0, second=0)
+    so_far = created_between(builds_of_job, int(day.timestamp()) * 10**9, at_ns)
+    return f"{day:%Y%m%d}.{len(so_far)}"
 
 
 def _build_step(run: StageRun) -> dict[str, object]:

@@ -112,7 +112,7 @@ async def _repacked(body: Body, pack: Callable[[BinaryIO], None]) -> LogBody:
         body.close()
 
 
-def nameless_file(fill: Callable[[BinaryIO], None]) -> BinaryIO:
+def nameless_file(fill: Callable[[BinaryIO], object]) -> BinaryIO:
     """Return a temporary file, filled and open for reading by position.
 
     It has no name from the start, so that nothing stays behind however the process ends.

@@ -121,8 +121,20 @@ class Faults:
     page_base: int = _switch(
         1, lambda text: int(_one_of("0", "1")(text)), frozenset({"records"}), "its first page"
     )
+    order: str = _switch(
+        "newest",
+        _one_of("newest", "oldest"),
+        frozenset({"records"}),
+        "newest or oldest: what it begins with",
+    )
     time_format: str = _switch(
         "iso-milliseconds", _one_of(*TIME_FORMS), JSON_CALLS, f"one of {', '.join(TIME_FORMS)}"
+    )
+    numbers: str | None = _switch(
+        None,
+        _one_of("int", "str"),
+        frozenset({"records", "record", "record_info", "full_stages", "jobs"}),
+        "int or str: type of what is counted in JSON; by default as the vendor has it",
     )
     offsets: str = _switch(
         "int", _one_of("int", "str"), frozenset({"log_page"}), "type of log offsets in JSON"

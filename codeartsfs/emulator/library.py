@@ -3,6 +3,7 @@
 A library is a directory with one folder per record id. A folder holds either a recording,
 ``record.json`` and ``<stage>.<level>.log`` files, plain or ``.xz``, or a ``live.json``: a list of
 stages whose commands are really run, or are scripted from outside where the command is null.
+Beside them there may be a synthetic project, see `synthetic`, that is on no disk.
 """
 
 import contextlib
@@ -17,9 +18,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -27,11 +29,12 @@ from typing import Any, BinaryIO
 import trio
 
 from codeartsfs.emulator.bodies import COPY_BYTES, LogBody, nameless_file
+from codeartsfs.emulator.jobs import BuildJob, job_row, log_stamp
+from codeartsfs.emulator.synthetic import SYNTHETIC_PROJECT, SyntheticBuild, SyntheticProject
 from codeartsfs.model import BuildRecord, Job, StageRun
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage, parse_record_id
 
 DEFAULT_RECORDINGS = Path(__file__).with_name("recordings")
-LOG_ZONE = timezone(timedelta(hours=8))
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
@@ -39,16 +42,6 @@ Clock = Callable[[], float]
 
 class BadRecording(Exception):
     """A recordings directory that cannot be served; the text names the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuildJob:
-    """The job a record belongs to, and the CodeArts project the job belongs to."""
-
-    job_id: str
-    name: str
-    build_project_id: str
-    project_id: str
 
 
 class RecordedBuild:
@@ -322,27 +315,30 @@ class LiveBuild:
         return int(self._clock() * 1000) * 1_000_000
 
     def _stamp(self) -> bytes:
-        now = datetime.fromtimestamp(self._clock(), LOG_ZONE)
-        return f"{now:%Y/%m/%d %H:%M:%S}.{now.microsecond // 1000:03d} GMT+08:00".encode()
+        return log_stamp(self._clock()).encode()
 
 
-Build = RecordedBuild | LiveBuild
+Build = RecordedBuild | LiveBuild | SyntheticBuild
 
 
 class Library:
-    """All builds of a recordings directory. Use it as a context manager: it owns temporary files.
+    """All builds there are. Use it as a context manager: it owns temporary files.
 
     Args:
         directory: the recordings; folders whose names are no record ids are ignored.
-        clock: what time it is for live builds.
+        clock: what time it is for live builds; synthetic ones have it from the start.
+        synthetic: how many jobs of how many builds the synthetic project has; None for no such.
 
     Raises:
         BadRecording: a folder cannot be understood, or the directory is not there.
     """
 
-    def __init__(self, directory: Path, clock: Clock) -> None:
+    def __init__(
+        self, directory: Path, clock: Clock, synthetic: tuple[int, int] | None = None
+    ) -> None:
         self._temporary = Path(tempfile.mkdtemp(prefix="codeartsfs-emulator-"))
-        self._builds: dict[str, Build] = {}
+        self._builds: dict[str, RecordedBuild | LiveBuild] = {}
+        self._synthetic = SyntheticProject(*(synthetic or (0, 0)), clock())
         try:
             self._load(directory, clock)
         except BaseException:
@@ -398,20 +394,31 @@ class Library:
                     nursery.start_soon(build.run)
 
     def build(self, record: str) -> Build | None:
-        return self._builds.get(record)
+        return self._builds.get(record) or self._synthetic.build(record)
 
     def numbered(self, job_id: str, build_no: int) -> Build | None:
-        return next((b for b in self.of_job(job_id) if b.record().build_no == build_no), None)
+        real = self._real_of_job(job_id)
+        return self._synthetic.numbered(job_id, build_no) or next(
+            (build for build in real if build.record().build_no == build_no), None
+        )
 
-    def of_job(self, job_id: str) -> list[Build]:
+    def of_job(self, job_id: str) -> Sequence[Build]:
         """Return the builds of a job, newest first."""
+        return self._synthetic.of_job(job_id) or self._real_of_job(job_id)
+
+    def _real_of_job(self, job_id: str) -> list[Build]:
         return _newest_first(b for b in self._builds.values() if b.job.job_id == job_id)
 
-    def of_build_project(self, build_project_id: str) -> list[Build]:
+    def of_build_project(self, build_project_id: str) -> Sequence[Build]:
         """Return the builds of a build project, which is a job by its other name, newest first."""
-        return _newest_first(
+        return self._synthetic.of_build_project(build_project_id) or _newest_first(
             b for b in self._builds.values() if b.job.build_project_id == build_project_id
         )
+
+    def projects(self) -> list[str]:
+        """Return the ids of all CodeArts projects there are."""
+        known = {build.job.project_id for build in self._builds.values()}
+        return sorted(known | ({SYNTHETIC_PROJECT} if self._synthetic.jobs else set()))
 
     def jobs(self, project_id: str) -> list[Job]:
         """Return the jobs of a CodeArts project by name, with their last builds."""
@@ -420,7 +427,10 @@ class Library:
             b for b in self._builds.values() if b.job.project_id == project_id
         ):
             last.setdefault(build.job.job_id, build)
-        return sorted((_job(build) for build in last.values()), key=lambda job: job.name)
+        jobs = [job_row(build.job, build.record()) for build in last.values()]
+        if project_id == SYNTHETIC_PROJECT:
+            jobs += self._synthetic.job_rows
+        return sorted(jobs, key=lambda job: job.name)
 
     async def open_logs(self, build: Build, level: LogLevel) -> LogBody:
         """Open all logs of a build at a level, in the order of its stages."""
@@ -433,27 +443,30 @@ class Library:
         return LogBody.of(files)
 
 
-def _job(last_build: Build) -> Job:
-    job, record = last_build.job, last_build.record()
-    return Job(
-        job_id=job.job_id,
-        name=job.name,
-        build_project_id=job.build_project_id,
-        last_build_ns=record.started_ns or record.created_ns,
-        last_status=_JOB_WORDS.get(record.status, record.status.lower()),
-    )
+def created_ns(record: BuildRecord) -> int:
+    """Return the time by which builds are sorted."""
+    return record.created_ns or record.started_ns or 0
 
 
-# The jobs list speaks of balls of colour, as its ancestor did; only it does.
-_JOB_WORDS = {"SUCCESS": "blue", "FAILURE": "red", "RUNNING": "building", "PENDING": "building"}
+def created_between(
+    builds: Sequence[Build], since_ns: int | None, until_ns: int | None
+) -> Sequence[Build]:
+    """Return those of builds that come newest first which were created in a span of time."""
+
+    def age(build: Build) -> int:
+        return -created_ns(build.record())
+
+    first = 0 if until_ns is None else bisect_left(builds, -until_ns, key=age)
+    end = len(builds) if since_ns is None else bisect_right(builds, -since_ns, key=age)
+    return builds[first:end]
 
 
 def _newest_first(builds: Iterable[Build]) -> list[Build]:
-    def age(build: Build) -> tuple[int, int]:
+    def order(build: Build) -> tuple[int, int]:
         record = build.record()
-        return (record.created_ns or record.started_ns or 0, record.build_no or 0)
+        return (created_ns(record), record.build_no or 0)
 
-    return sorted(builds, key=age, reverse=True)
+    return sorted(builds, key=order, reverse=True)
 
 
 def _quoted(word: str) -> str:

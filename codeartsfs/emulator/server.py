@@ -78,18 +78,35 @@ async def open_emulator(
     accounts: Accounts | None = None,
     clock: Clock = time.time,
     port: int = 0,
+    synthetic: tuple[int, int] | None = None,
 ) -> AsyncIterator[str]:
     """Serve recordings for as long as the block lasts; yields the base URL.
+
+    With ``synthetic`` there is a made-up project beside them, of that many jobs of that many
+    builds each.
 
     Raises:
         BadRecording: the recordings cannot be understood.
         UnknownFault: a fault word cannot be understood.
         OSError: the port cannot be had.
     """
-    with Library(recordings, clock) as library:
-        app = build_app(library, FaultPlan(faults), accounts or Accounts(), clock)
-        listener = await listen(port)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, app, listener)
-            yield f"http://{HOST}:{listener.socket.getsockname()[1]}"
-            nursery.cancel_scope.cancel()
+    with Library(recordings, clock, synthetic) as library:
+        async with serving(library, FaultPlan(faults), accounts or Accounts(), clock, port) as url:
+            yield url
+
+
+@asynccontextmanager
+async def serving(
+    library: Library, faults: FaultPlan, accounts: Accounts, clock: Clock, port: int
+) -> AsyncIterator[str]:
+    """Serve a library for as long as the block lasts; yields the base URL.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+    app = build_app(library, faults, accounts, clock)
+    listener = await listen(port)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, app, listener)
+        yield f"http://{HOST}:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()

@@ -118,10 +118,12 @@ def recordings(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def open_client(recordings: Path, *faults: str) -> AsyncIterator[httpx.AsyncClient]:
+async def open_client(
+    recordings: Path, *faults: str, synthetic: tuple[int, int] | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     """Serve recordings and yield a client that holds the demo token."""
     async with (
-        open_emulator(recordings, faults=faults) as url,
+        open_emulator(recordings, faults=faults, synthetic=synthetic) as url,
         httpx.AsyncClient(
             base_url=url, headers={"X-Auth-Token": ACCOUNTS.token}, trust_env=False
         ) as client,

@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from codeartsfs.emulator.command import emulator_command
+from codeartsfs.emulator.synthetic import SYNTHETIC_PROJECT
 
-from .conftest import ACCOUNTS, FAILED, INFO_TEXT, task_log
+from .conftest import ACCOUNTS, FAILED, INFO_TEXT, PROJECT, task_log
 
 RUN = "from codeartsfs.emulator.command import emulator_command as run; run()"
 
@@ -83,12 +84,29 @@ def test_secrets_from_the_environment_are_taken_and_not_printed(recordings: Path
     [
         (["nonsense"], "Error: 'nonsense': no switch 'nonsense'\n"),
         (["--port", "1x"], "is not a valid integer"),
+        (["--synthetic", "5"], "'5' is not JOBS:BUILDS, from 1:1 to 100000:1000000\n"),
+        (["--synthetic", "0:5"], "'0:5' is not JOBS:BUILDS"),
+        (["--synthetic", "100001:1"], "'100001:1' is not JOBS:BUILDS"),
+        (["--synthetic", "1:-1"], "'1:-1' is not JOBS:BUILDS"),
+        (["--synthetic", f"{'9' * 5000}:1"], "is not JOBS:BUILDS"),
     ],
 )
 def test_mistakes_get_one_line(recordings: Path, arguments: list[str], said: str) -> None:
     result = CliRunner().invoke(emulator_command, ["--recordings", str(recordings), *arguments])
     assert result.exit_code != 0
     assert said in result.output
+
+
+def test_it_says_which_projects_there_are(recordings: Path) -> None:
+    with running("--recordings", str(recordings), "--synthetic", "3:2") as (process, url):
+        reply = httpx.get(
+            f"{url}/v1/job/{SYNTHETIC_PROJECT}/list?page_index=0&page_size=10",
+            headers={"X-Auth-Token": ACCOUNTS.token},
+            trust_env=False,
+        )
+        assert reply.json()["total"] == 3
+        process.terminate()
+        assert f"  mount --project:  {PROJECT} {SYNTHETIC_PROJECT}\n" in rest_of(process)
 
 
 def test_a_port_in_use_is_said_so(recordings: Path) -> None:

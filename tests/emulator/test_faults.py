@@ -4,7 +4,9 @@ import gzip
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ import trio
 
 from codeartsfs.api.wire import parse_time
 from codeartsfs.emulator.faults import CALLS, FaultPlan, UnknownFault, describe
+from codeartsfs.emulator.synthetic import record_id
 
 from .conftest import (
     ACCOUNTS,
@@ -66,6 +69,9 @@ PASSWORD = {
         "delay=inf",
         "compress=lzma",
         "time-format=roman",
+        "numbers",
+        "numbers=roman",
+        "order=random",
         "",
     ],
 )
@@ -323,6 +329,55 @@ async def test_stages_can_be_missing_or_forbidden(recordings: Path) -> None:
 
 
 # --- shapes -----------------------------------------------------------------------------------
+
+
+COUNTED = [
+    (RECORDS, lambda result: result["data"][0]["build_no"]),
+    (RECORDS, lambda result: result["data"][0]["duration"]),
+    (RECORDS, lambda result: result["pagination"]["total"]),
+    (RECORD, lambda result: result["build_no"]),
+    (f"/v1/record/{JOB}/41/record-info", lambda result: result["build_no"]),
+    (STAGES, lambda result: result["build_stages"]["stage1"]["sequence"]),
+    (f"/v1/job/{PROJECT}/list?page_index=0&page_size=9", lambda result: result["total"]),
+]
+
+
+@pytest.mark.parametrize(("path", "field"), COUNTED)
+async def test_counted_fields_can_be_numbers_or_strings(
+    recordings: Path, path: str, field: Callable[[Any], object]
+) -> None:
+    async with open_client(recordings, "numbers=int") as client:
+
+        async def told() -> object:
+            answer = (await client.get(path)).json()
+            return field(answer.get("result", answer))
+
+        number = await told()
+        assert isinstance(number, int)
+        await client.post("/_emulator/faults", json=["numbers=str"])
+        assert await told() == str(number)
+
+
+async def test_numbers_are_by_default_as_the_vendor_has_them(recordings: Path) -> None:
+    async with open_client(recordings) as client:
+        info = f"/v1/record/{JOB}/41/record-info"
+        assert (await client.get(RECORD)).json()["result"]["build_no"] == "41"
+        assert (await client.get(info)).json()["result"]["build_no"] == 41
+
+
+async def test_what_is_not_known_stays_null_however_numbers_are_spelled(tmp_path: Path) -> None:
+    async with open_client(tmp_path, "numbers=str", synthetic=(4, 1)) as client:
+        result = (await client.get(f"/v1/record/{record_id(3, 1)}/info")).json()["result"]
+        assert (result["status"], result["duration"], result["build_no"]) == ("RUNNING", None, "1")
+
+
+async def test_the_records_list_can_begin_with_the_oldest(recordings: Path) -> None:
+    async with open_client(recordings, "order=oldest") as client:
+        pages = [
+            (await client.get(f"{RECORDS}?page={page}&limit=1")).json()["result"]["data"]
+            for page in (1, 2, 3)
+        ]
+        assert [[row["id"] for row in page] for page in pages] == [[FAILED], [GOOD], []]
 
 
 async def test_every_time_format_says_the_same_second(recordings: Path) -> None:

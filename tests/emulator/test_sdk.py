@@ -11,6 +11,12 @@ import pytest
 import trio
 
 from codeartsfs.emulator.server import open_emulator
+from codeartsfs.emulator.synthetic import (
+    SYNTHETIC_PROJECT,
+    build_project_id,
+    job_name,
+    record_id,
+)
 
 from .conftest import (
     ACCOUNTS,
@@ -228,6 +234,23 @@ async def test_history_has_only_recent_builds_under_daily_numbers(
     began_at = datetime.fromisoformat(row.start_time)
     assert timedelta(hours=9) < datetime.now(UTC) - began_at < timedelta(hours=11)
     assert row.record_id == f"{began_at:%Y%m%d}.1"
+
+
+async def test_synthetic_jobs_and_builds_are_listed(sdk: Any, tmp_path: Path) -> None:
+    names: list[str] = []
+    async with open_emulator(tmp_path, synthetic=(20, 30)) as url:
+        for page in (0, 1):
+            parameters = {"project_id": SYNTHETIC_PROJECT, "page_index": page, "page_size": 10}
+            reply = await call(sdk, url, "list_project_jobs", parameters)
+            names += [job.job_name for job in reply.jobs]
+        parameters = {"build_project_id": build_project_id(1), "page": 2, "limit": 20}
+        records = (await call(sdk, url, "list_records", parameters)).result.data
+        parameters = {"record_id": record_id(1, 30), "task_name": "stage2"}
+        text = await call(sdk, url, "download_task_log", parameters, download=True)
+
+    assert names == sorted(job_name(job) for job in range(20))
+    assert [record.build_no for record in records] == [str(10 - place) for place in range(10)]
+    assert b"[INFO] Maven build: SUCCESS\n" in text
 
 
 async def test_a_wrong_secret_key_is_refused(sdk: Any, url: str) -> None:
