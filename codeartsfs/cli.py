@@ -18,10 +18,12 @@ from codeartsfs.config import (
     default_cache_dir,
     mount_options,
     mount_point,
+    project_id,
     read_files,
     seconds,
     size_bytes,
 )
+from codeartsfs.names import ProjectId
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2  # click's own
@@ -57,12 +59,14 @@ def main() -> None:
 def _use_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     not_in_file = {"config", "mountpoint", "daemon", "help"}
     known = {p.name for p in ctx.command.params if p.name} - not_in_file
-    ctx.default_map = read_files(value, known)
+    repeatable = {p.name for p in ctx.command.params if p.name and p.multiple}
+    ctx.default_map = read_files(value, known, repeatable)
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     """Declare an option that the environment can set too."""
-    variable = "CODEARTSFS_" + names[-1].removeprefix("--").replace("-", "_").upper()
+    flag = next(name for name in names if name.startswith("--"))
+    variable = "CODEARTSFS_" + flag.removeprefix("--").replace("-", "_").upper()
     return click.option(*names, envvar=variable, **settings)
 
 
@@ -70,6 +74,21 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 @click.argument("mountpoint", type=mount_point)
 @_option("--region", metavar="NAME", help="Huawei Cloud region, such as cn-north-4.")
 @_option("--endpoint", metavar="URL", help="API address, instead of a region's.")
+@_option(
+    "--project",
+    type=project_id,
+    multiple=True,
+    metavar="ID",
+    help="CodeArts project whose jobs are shown below by-job/; repeatable.",
+)
+@_option(
+    "--builds-per-job",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="Newest builds listed of a job.",
+)
 @_option(
     "--cache-dir", metavar="DIR|none", help="Where logs are kept.  [default: ~/.cache/codeartsfs]"
 )
@@ -165,6 +184,8 @@ def mount(
     mountpoint: Path,
     region: str | None,
     endpoint: str | None,
+    project: tuple[ProjectId, ...],
+    builds_per_job: int,
     cache_dir: str | None,
     cache_size: int,
     memory_cache: int,
@@ -250,6 +271,8 @@ def mount(
         refresh_s=refresh,
         ca_file=ca_file,
         mount_options=options,
+        projects=tuple(dict.fromkeys(project)),
+        builds_per_job=builds_per_job,
     )
     _set_up_logging(log_level, log_format, log_file)
     if daemon:

@@ -16,6 +16,8 @@ from typing import Any
 import click
 import platformdirs
 
+from codeartsfs.names import ProjectId, parse_project_id
+
 SYSTEM_FILE = Path("/etc/codeartsfs.toml")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -42,6 +44,8 @@ class MountConfig:
     refresh_s: float
     ca_file: str | None
     mount_options: frozenset[str]
+    projects: tuple[ProjectId, ...] = ()
+    builds_per_job: int = 100
 
 
 def user_file() -> Path:
@@ -78,6 +82,17 @@ def mount_point(text: str | Path) -> Path:
     return Path(text)
 
 
+def project_id(text: str) -> ProjectId:
+    """Parse the id of a CodeArts project."""
+    project = parse_project_id(str(text).strip())
+    if project is None:
+        raise click.BadParameter(
+            f"{text!r} is not the id of a CodeArts project: 32 of 0-9 and a-z, as in the"
+            " address of the project's page"
+        )
+    return project
+
+
 def mount_options(text: str) -> frozenset[str]:
     """Parse ``-o`` as mount(8) has it; what is left is for the kernel."""
     chosen = set()
@@ -90,14 +105,20 @@ def mount_options(text: str) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def read_files(chosen: Path | None, known: Iterable[str]) -> dict[str, Any]:
+def read_files(
+    chosen: Path | None, known: Iterable[str], repeatable: Iterable[str] = ()
+) -> dict[str, Any]:
     """Return the settings of the chosen file, else those of the system's and the user's.
+
+    Args:
+        known: the options that may be set.
+        repeatable: those of them that may have a list of values.
 
     Raises:
         click.UsageError: a file is unreadable, no TOML, or has a key that is no option.
     """
     settings: dict[str, Any] = {}
-    known = frozenset(known)
+    known, repeatable = frozenset(known), frozenset(repeatable)
     for path in [chosen] if chosen else [SYSTEM_FILE, user_file()]:
         try:
             content = tomllib.loads(path.read_text())
@@ -107,18 +128,22 @@ def read_files(chosen: Path | None, known: Iterable[str]) -> dict[str, Any]:
             continue
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise click.UsageError(f"cannot read configuration file {path}: {error}") from None
-        settings.update(_checked(path, content, known))
+        settings.update(_checked(path, content, known, repeatable))
     return settings
 
 
-def _checked(path: Path, content: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+def _checked(
+    path: Path, content: Mapping[str, Any], known: frozenset[str], repeatable: frozenset[str]
+) -> dict[str, Any]:
     settings = {}
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in known:
             options = ", ".join(sorted(option.replace("_", "-") for option in known))
             raise click.UsageError(f"{path}: unknown key {key!r}; known are: {options}")
-        if isinstance(value, dict | list):
+        if name in repeatable:
+            value = value if isinstance(value, list) else [value]
+        if isinstance(value, dict) or (isinstance(value, list) and name not in repeatable):
             raise click.UsageError(f"{path}: {key} must be a single value")
         settings[name] = value
     return settings

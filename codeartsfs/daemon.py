@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,11 +23,15 @@ from codeartsfs.api.auth import Credentials
 from codeartsfs.api.client import ApiClient, open_client
 from codeartsfs.api.pace import Pace
 from codeartsfs.builds.catalog import Catalog
+from codeartsfs.builds.index import open_index
+from codeartsfs.builds.jobs import Jobs
 from codeartsfs.config import MountConfig
+from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.callers import Callers
 from codeartsfs.fs.mount import Mount, open_mount
+from codeartsfs.fs.nodes import CONTROL_DIR, STATUS_FILE
 from codeartsfs.fs.operations import Operations, StatSize
-from codeartsfs.fs.tree import CONTROL_DIR, STATUS_FILE, Tree
+from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.disk import DiskTier
 from codeartsfs.logs.store import LogStore, open_log_store
 from codeartsfs.notify import Notifier
@@ -58,33 +63,45 @@ async def serve(
         max_downloads=config.max_downloads, requests_per_second=config.max_requests_per_second
     )
     watched = Callers(config.deadline_s)
-    async with open_client(
-        endpoint=config.endpoint, credentials=credentials, pace=pace, ca_file=config.ca_file
-    ) as client:
-        catalog = Catalog(client, refresh_s=config.refresh_s)
-        async with open_log_store(
-            client,
-            catalog,
-            memory_bytes=config.memory_cache_bytes,
-            disk=disk,
-            scratch=_scratch(),
-            refresh_s=config.refresh_s,
-        ) as store:
-            status = _Status(config, credentials, client, store)
-            operations = Operations(
-                Tree(catalog, store),
-                store,
-                watched,
-                status=status.as_json,
-                stat_size=StatSize(config.stat_size),
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            open_client(
+                endpoint=config.endpoint, credentials=credentials, pace=pace, ca_file=config.ca_file
+            )
+        )
+        index = None
+        if config.cache_dir is not None:
+            index = await stack.enter_async_context(open_index(config.cache_dir))
+        catalog = Catalog(client, refresh_s=config.refresh_s, index=index)
+        jobs = Jobs(
+            client, catalog, config.projects, builds_per_job=config.builds_per_job, index=index
+        )
+        store = await stack.enter_async_context(
+            open_log_store(
+                client,
+                catalog,
+                memory_bytes=config.memory_cache_bytes,
+                disk=disk,
+                scratch=_scratch(),
                 refresh_s=config.refresh_s,
             )
-            status.operations = operations
-            source = f"codearts:{urlsplit(config.endpoint).netloc}"
-            async with open_mount(
-                config.mountpoint, operations, watched, source, config.mount_options
-            ) as mount:
-                await _look_after(mount, status, notifier, on_ready)
+        )
+        status = _Status(config, credentials, client, store)
+        operations = Operations(
+            Tree(catalog, jobs, store),
+            store,
+            Attributes(catalog, jobs, store),
+            watched,
+            status=status.as_json,
+            stat_size=StatSize(config.stat_size),
+            refresh_s=config.refresh_s,
+        )
+        status.operations = operations
+        source = f"codearts:{urlsplit(config.endpoint).netloc}"
+        mount = await stack.enter_async_context(
+            open_mount(config.mountpoint, operations, watched, source, config.mount_options)
+        )
+        await _look_after(mount, status, notifier, on_ready)
 
 
 async def _look_after(

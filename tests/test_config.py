@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeartsfs.config import mount_options, read_files, size_bytes
+from codeartsfs.config import mount_options, project_id, read_files, size_bytes
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,25 @@ def test_missing_chosen_file_is_a_mistake_and_a_directory_too(tmp_path: Path) ->
         read_files(tmp_path / "missing.toml", KNOWN)
     with pytest.raises(click.UsageError, match="cannot read configuration file"):
         read_files(tmp_path, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ('project = "a"', ["a"]),
+        ('project = ["a", "b"]', ["a", "b"]),
+    ],
+)
+def test_an_option_that_may_be_repeated_may_be_a_list(
+    tmp_path: Path, text: str, values: list[str]
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    assert read_files(path, ["project"], ["project"]) == {"project": values}
+
+
+def test_ids_of_projects_are_32_characters() -> None:
+    assert project_id("0123456789abcdef0123456789abcdef") == "0123456789abcdef0123456789abcdef"
+    for text in ("", "web-app", "0" * 31, "0" * 33, "A" * 32, "../" + "0" * 29):
+        with pytest.raises(click.BadParameter, match="32 of 0-9 and a-z"):
+            project_id(text)

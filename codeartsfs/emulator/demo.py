@@ -26,10 +26,11 @@ from codeartsfs.emulator.iam import Accounts
 from codeartsfs.emulator.library import DEFAULT_RECORDINGS
 from codeartsfs.fs import mountpoint
 
-GOOD = "2cc26382-b2cb-4234-8eb0-b37d362f4d4c"
-BROKEN = "a6b482e5-3d27-54e6-a026-92616eb09df6"
+PROJECT = "4130e66a1e455673b9f140c90a1012fe"
+JOB = "by-job/telemetry-tool"
 LARGE = "e1adc8de-fce9-57c9-874d-4cbf95b75520"
 LIVE = "ea6cb969-2bfa-5878-9643-54ca064ed4ee"
+LIVE_JOB = "by-job/standard-library-live"
 FOLLOWED = "stage4"  # the stage of the live build that has a few lines to say every second
 
 # As the command line documents them.
@@ -54,36 +55,49 @@ class _Step:
     Attributes:
         why: what to look at, for somebody who sees it for the first time.
         command: as typed in the mount's directory.
+        stage: the stage of the live build that must have begun, None where that does not matter.
         interrupt_after_s: seconds until Ctrl-C is sent; None lets the command end by itself.
         free: whether it must not cost an API call.
     """
 
     why: str
     command: str
+    stage: str | None = None
     interrupt_after_s: float | None = None
     free: bool = False
 
 
 TOUR = (
     _Step(
-        "Every build record is a directory, found by its id, and has two logs per stage.",
-        f"ls {GOOD}",
+        "The jobs of a project, by name. One of them is built now, because somebody looks.",
+        "ls by-job",
     ),
     _Step(
-        "Logs are ordinary files. This one is downloaded as it is opened.",
-        f"head -n 8 {GOOD}/stage1.info.log",
+        "Follow a log while it is written. Only while somebody looks is the API asked for more.",
+        f"tail -n 2 -f {LIVE_JOB}/latest/{FOLLOWED}.info.log",
+        stage=FOLLOWED,
+        interrupt_after_s=_FOLLOW_S,
     ),
     _Step(
-        "Another build failed. What did the compiler say, and where?",
-        f"grep -n 'error:' {BROKEN}/stage3.info.log",
+        "The builds of another job: by number, and by what became of them.",
+        f"ls -l {JOB}",
     ),
     _Step(
-        "The end of the same log. It is here already: no API call.",
-        f"tail -n 4 {BROKEN}/stage3.info.log",
+        "What did the compiler say? Logs are ordinary files, downloaded as they are opened.",
+        f"grep -n 'error:' {JOB}/latest-failed/failed.info.log",
+    ),
+    _Step(
+        "All there is of that build: two logs per stage, some by the names people gave stages.",
+        f"ls {JOB}/2/ {JOB}/2/by-name",
         free=True,
     ),
     _Step(
-        "A big log, 27 MB: read for the first time, so downloaded.",
+        "What the API says of it, for people, grep and jq. All of that was told by now.",
+        f"head -n 8 {JOB}/2/record.json",
+        free=True,
+    ),
+    _Step(
+        "A big log, 27 MB, of a build found by its id: read for the first time, so downloaded.",
         f"md5sum {LARGE}/stage3.debug.log",
     ),
     _Step(
@@ -95,17 +109,6 @@ TOUR = (
         "What the mount says of itself. The directory is hidden, but there.",
         "grep -E '(opens|reads|downloads|requests|retries)\"' .codeartsfs/status.json",
         free=True,
-    ),
-)
-LIVE_TOUR = (
-    _Step(
-        "This build does not come from a recording: it starts now, because somebody looks.",
-        f"ls {LIVE}",
-    ),
-    _Step(
-        "Follow a log while it is written. Only while somebody looks is the API asked for more.",
-        f"tail -n 2 -f {LIVE}/{FOLLOWED}.info.log",
-        interrupt_after_s=_FOLLOW_S,
     ),
 )
 
@@ -216,13 +219,11 @@ async def _tour(demo: _Demo) -> None:
     _say("Below, each command is really run there; what it cost stands under its output.")
     await _let_read()
     for step in TOUR:
+        if step.stage is not None:
+            await demo.wait_for_stage(step.stage)
+            await _let_read()
         await demo.show(step)
         await _let_read()
-    started, follow = LIVE_TOUR
-    await demo.show(started)
-    await demo.wait_for_stage(FOLLOWED)
-    await _let_read()
-    await demo.show(follow)
     _say()
     _say("That was the tour. It unmounts now and leaves nothing behind.")
     _say("To try things yourself: codeartsfs demo --stay (or scripts/demo --stay)")
@@ -234,26 +235,19 @@ async def _stay(demo: _Demo) -> None:
     _say("In another terminal, try:")
     for line in (
         f"cd {demo.builds}",
-        f"ls -l {GOOD}",
-        f"less {GOOD}/stage3.debug.log",
-        f"grep -n 'error:' {BROKEN}/stage3.*.log",
-        f"tail -F {LIVE}/{FOLLOWED}.info.log    # runs half a minute from the first look on",
-        f"diff {GOOD}/stage1.info.log {LARGE}/stage1.info.log",
+        "ls -l by-job/*",
+        f"less {JOB}/latest-failed/failed.info.log",
+        f"diff {JOB}/1/stage2.info.log {JOB}/2/stage2.info.log",
+        f"tail -F {LIVE_JOB}/latest/{FOLLOWED}.info.log    # a quarter of a minute from now on",
+        f"cat {JOB}/latest/record.json",
         "cat .codeartsfs/status.json",
     ):
         _say(f"  {line}", bold=True)
     _say()
-    _say("Other builds: " + " ".join(_others()))
     _say(f"Make the API misbehave: curl -d '[\"throttle=3\"]' {demo.url}/_emulator/faults")
     _say("Ctrl-C ends the demo and leaves nothing behind.")
     if status := await demo.mount.wait():
         raise _StepFailed(f"the mount ended with exit code {status}")
-
-
-def _others() -> Iterator[str]:
-    for folder in sorted(DEFAULT_RECORDINGS.iterdir()):
-        if folder.name not in (GOOD, BROKEN, LARGE, LIVE):
-            yield folder.name
 
 
 async def _run(show: Callable[[_Demo], Awaitable[None]]) -> int:
@@ -348,6 +342,7 @@ async def _mounted(url: str, builds: Path, cache: Path) -> AsyncIterator[trio.Pr
     settings |= {"CODEARTSFS_TOKEN": Accounts().token, "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-m", "codeartsfs", "mount", os.fspath(builds)]
     command += ["--config", os.devnull, "--endpoint", url, "--cache-dir", os.fspath(cache)]
+    command += ["--project", PROJECT]
     # Not in this terminal's process group: Ctrl-C is for the demo, which then ends the mount.
     async with _process(command, env=settings) as process:
         try:

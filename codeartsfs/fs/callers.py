@@ -112,6 +112,7 @@ def process_of(pid: int) -> int:
 def lists_only(pid: int) -> bool:
     """Whether the caller is a program that stats every file of a directory just to show it."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n") in LISTING_PROGRAMS
+        with open(f"/proc/{pid}/comm", "rb", buffering=0) as comm:
+            return comm.read(64).rstrip(b"\n").decode("utf-8", "replace") in LISTING_PROGRAMS
     except OSError:
         return False

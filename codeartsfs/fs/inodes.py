@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyfuse3
 
-from codeartsfs.fs.tree import ROOT, Node
+from codeartsfs.fs.nodes import ROOT, Node
 
 
 @dataclass(slots=True)

@@ -14,17 +14,31 @@ from itertools import count
 
 import pyfuse3
 
+from codeartsfs.builds.catalog import RecordTimes
 from codeartsfs.errors import LogRewritten
 from codeartsfs.fs import callers
+from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.inodes import InodeTable
-from codeartsfs.fs.reply import no_entry, read_only, replies
-from codeartsfs.fs.tree import ControlDir, Entries, LogFile, Node, RecordDir, RootDir, Tree
-from codeartsfs.logs.store import LogStat, LogStore, OpenLog
+from codeartsfs.fs.nodes import (
+    BuildLink,
+    FailedLink,
+    JobDir,
+    LogFile,
+    NameLink,
+    Node,
+    RecordDir,
+    RecordFile,
+    StatusFile,
+)
+from codeartsfs.fs.reply import no_attribute, no_entry, read_only, replies, unsupported
+from codeartsfs.fs.tree import Entries, Tree
+from codeartsfs.logs.store import LogStore, OpenLog
 
 _BLOCK_BYTES = 4096
 _LONG_S = 3600.0  # for what cannot change
 _NEGATIVE_S = 60.0  # for names that can never exist
 _NAME_S = 60.0
+_OUR_ATTRIBUTES = b"user."
 
 
 class StatSize(Enum):
@@ -42,7 +56,9 @@ class _LogHandle:
 
 
 @dataclass(slots=True)
-class _StatusHandle:
+class _TextHandle:
+    """What is made up at open: what is read fits together, whatever changes meanwhile."""
+
     text: bytes
 
 
@@ -60,6 +76,7 @@ class Operations(pyfuse3.Operations):
         self,
         tree: Tree,
         store: LogStore,
+        extended: Attributes,
         watched: callers.Callers,
         *,
         status: Callable[[], bytes],
@@ -70,11 +87,12 @@ class Operations(pyfuse3.Operations):
         self.inodes = InodeTable()
         self._tree = tree
         self._store = store
+        self._extended = extended
         self._callers = watched
         self._status = status
         self._stat_size = stat_size
         self._refresh_s = refresh_s
-        self._handles: dict[int, _LogHandle | _StatusHandle | _DirHandle] = {}
+        self._handles: dict[int, _LogHandle | _TextHandle | _DirHandle] = {}
         self._next_handle = count(1)
         self._uid, self._gid = os.getuid(), os.getgid()
         self._mounted_ns = time.time_ns()
@@ -89,7 +107,7 @@ class Operations(pyfuse3.Operations):
         parent = self.inodes.node(parent_inode)
         text = os.fsdecode(name)
         node = parent if text == "." else self._tree.parent(parent) if text == ".." else None
-        node = node or self._tree.child(parent, text)
+        node = node or await self._tree.lookup(parent, text)
         if node is None:
             if self._tree.impossible(parent, text):
                 return _negative_entry()
@@ -112,17 +130,24 @@ class Operations(pyfuse3.Operations):
             if self._stat_size is not StatSize.ZERO:
                 await self._learn_size(node, ctx.pid)
             self._check_generation(node)
+        elif not self._tree.certain(node):
+            # Like the size of a log, what record.json holds is not worth a call to who lists.
+            if not (isinstance(node, RecordFile) and callers.lists_only(ctx.pid)):
+                with self._callers.waiting(ctx.pid):
+                    await self._tree.confirm(node)
+        elif isinstance(node, RecordFile) and not self._tree.document_bytes(node.record):
+            await self._tree.document(node.record)  # from memory, so that its size is known
         return self._attributes(node)
 
     async def _learn_size(self, node: LogFile, pid: int) -> None:
         known = self._store.peek(node.key)
         if known is not None and known.settled:
             return
+        if self._stat_size is StatSize.AUTO and callers.lists_only(pid):
+            await self._store.recall(node.key)
+            return
         with self._callers.waiting(pid):
-            if self._stat_size is StatSize.AUTO and callers.lists_only(pid):
-                await self._store.recall(node.key)
-            else:
-                await self._store.stat(node.key)
+            await self._store.stat(node.key)
 
     # Directories.
 
@@ -133,7 +158,7 @@ class Operations(pyfuse3.Operations):
         node = self.inodes.node(inode)
         with self._callers.waiting(ctx.pid):
             entries = await self._tree.entries(node)
-        dots: Entries = ((".", node), ("..", self._tree.parent(node)))
+        dots: Entries = ((".", node, None), ("..", self._tree.parent(node), None))
         return self._handle(_DirHandle(dots + entries))
 
     @replies
@@ -143,8 +168,8 @@ class Operations(pyfuse3.Operations):
         handle = self._handles[fh]
         assert isinstance(handle, _DirHandle)
         for position in range(start_id, len(handle.entries)):
-            name, node = handle.entries[position]
-            attributes = self._attributes(node)
+            name, node, times = handle.entries[position]
+            attributes = self._attributes(node, times)
             taken = pyfuse3.readdir_reply(
                 token, pyfuse3.FileNameT(os.fsencode(name)), attributes, position + 1
             )
@@ -159,6 +184,34 @@ class Operations(pyfuse3.Operations):
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         del self._handles[fh]
 
+    # Links.
+
+    @replies
+    async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> bytes:
+        node = self.inodes.node(inode)
+        assert isinstance(node, BuildLink | FailedLink | NameLink)
+        with self._callers.waiting(ctx.pid):
+            return os.fsencode(await self._tree.target(node))
+
+    # Extended attributes. Answered from what is here, never from the API.
+
+    @replies
+    async def getxattr(
+        self, inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> bytes:
+        if not name.startswith(_OUR_ATTRIBUTES):
+            raise unsupported()  # (rule 14) so ls asks once, not once per file
+        value = (await self._extended.of(self.inodes.node(inode))).get(name)
+        if value is None:
+            raise no_attribute()
+        return value
+
+    @replies
+    async def listxattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> Sequence[bytes]:
+        return tuple(await self._extended.of(self.inodes.node(inode)))
+
     # Files.
 
     @replies
@@ -169,7 +222,9 @@ class Operations(pyfuse3.Operations):
             raise read_only()
         node = self.inodes.node(inode)
         if not isinstance(node, LogFile):
-            return pyfuse3.FileInfo(fh=self._handle(_StatusHandle(self._status())), direct_io=True)
+            with self._callers.waiting(ctx.pid):
+                text = await self._text(node)
+            return pyfuse3.FileInfo(fh=self._handle(_TextHandle(text)), direct_io=True)
         self.opens += 1
         with self._callers.waiting(ctx.pid):
             opened = await self._store.open(node.key)
@@ -185,6 +240,11 @@ class Operations(pyfuse3.Operations):
         known = opened.stat
         running = not (known.final or known.stateless)
         return pyfuse3.FileInfo(fh=fh, keep_cache=known.final, direct_io=running)
+
+    async def _text(self, node: Node) -> bytes:
+        if isinstance(node, RecordFile):
+            return await self._tree.document(node.record)
+        return self._status()
 
     def _tell_size(self, inode: pyfuse3.InodeT, size_bytes: int) -> None:
         """Make the kernel's own idea of the size right, once, before the first open reply.
@@ -206,7 +266,7 @@ class Operations(pyfuse3.Operations):
     @replies
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         handle = self._handles[fh]
-        if isinstance(handle, _StatusHandle):
+        if isinstance(handle, _TextHandle):
             return handle.text[off : off + size]
         assert isinstance(handle, _LogHandle)
         self.reads += 1
@@ -241,42 +301,100 @@ class Operations(pyfuse3.Operations):
 
     # Inside.
 
-    def _handle(self, handle: _LogHandle | _StatusHandle | _DirHandle) -> pyfuse3.FileHandleT:
+    def _handle(self, handle: _LogHandle | _TextHandle | _DirHandle) -> pyfuse3.FileHandleT:
         number = pyfuse3.FileHandleT(next(self._next_handle))
         self._handles[number] = handle
         return number
 
-    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+    def _attributes(self, node: Node, times: RecordTimes | None = None) -> pyfuse3.EntryAttributes:
+        """Describe a node from memory; ``times`` are those of a record that is not there."""
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = self.inodes.number(node)
         attributes.st_uid, attributes.st_gid = self._uid, self._gid
         attributes.st_blksize = _BLOCK_BYTES
         attributes.entry_timeout = attributes.attr_timeout = _LONG_S
+        attributes.st_nlink = 1
         match node:
-            case RootDir() | ControlDir() | RecordDir():
-                attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o555)
-                attributes.st_nlink = 2
-                _set_times(attributes, self._mounted_ns)
-            case LogFile(key):
-                self._describe_log(attributes, self._store.peek(key))
+            case LogFile():
+                self._describe_log(attributes, node)
+            case RecordFile(record):
+                told = self._tree.times(record)
+                size_bytes = self._tree.document_bytes(record)
+                modified_ns = told.modified_ns if told else None
+                self._describe_file(attributes, 0o444, size_bytes, modified_ns)
+            case StatusFile():
+                self._describe_file(attributes, 0o400, len(self._status()), None)
+            case BuildLink() | FailedLink() | NameLink():
+                self._describe_link(attributes, node)
             case _:
-                attributes.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o400)
-                attributes.st_nlink = 1
-                attributes.st_size = len(self._status())
-                attributes.attr_timeout = 0
-                _set_times(attributes, time.time_ns())
+                self._describe_directory(attributes, node, times)
         return attributes
 
-    def _describe_log(self, attributes: pyfuse3.EntryAttributes, known: LogStat | None) -> None:
+    def _describe_directory(
+        self, attributes: pyfuse3.EntryAttributes, node: Node, times: RecordTimes | None
+    ) -> None:
+        attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o555)
+        attributes.st_nlink = 2
+        modified_ns = None
+        if isinstance(node, RecordDir):
+            times = times or self._tree.times(node.record)
+            modified_ns = times.modified_ns if times else None
+            if times is None or not times.final:
+                attributes.attr_timeout = self._refresh_s if times else 0
+        elif isinstance(node, JobDir):
+            modified_ns = self._tree.last_build_ns(node)
+            attributes.attr_timeout = self._refresh_s if self._tree.certain(node) else 0
+            attributes.entry_timeout = self._refresh_s
+        elif not self._tree.certain(node):
+            attributes.attr_timeout = attributes.entry_timeout = 0
+        _set_times(attributes, modified_ns or self._mounted_ns)
+
+    def _describe_link(
+        self, attributes: pyfuse3.EntryAttributes, node: BuildLink | FailedLink | NameLink
+    ) -> None:
+        attributes.st_mode = pyfuse3.ModeT(stat.S_IFLNK | 0o777)
+        attributes.st_size = self._tree.target_bytes(node)
+        modified_ns, final = None, False
+        if isinstance(node, BuildLink):
+            build = self._tree.build(node)
+            if build is not None:
+                modified_ns, final = build.modified_ns(time.time_ns()), build.final
+                final = final and isinstance(node.which, int)  # a latest one may soon be another
+        else:
+            record = node.record if isinstance(node, FailedLink) else node.key.record
+            times = self._tree.times(record)
+            if times is not None:
+                modified_ns, final = times.modified_ns, times.final
+        if not final:
+            certain = self._tree.certain(node)
+            attributes.attr_timeout = attributes.entry_timeout = self._refresh_s if certain else 0
+        _set_times(attributes, modified_ns or self._mounted_ns)
+
+    def _describe_file(
+        self,
+        attributes: pyfuse3.EntryAttributes,
+        mode: int,
+        size_bytes: int,
+        modified_ns: int | None,
+    ) -> None:
+        attributes.st_mode = pyfuse3.ModeT(stat.S_IFREG | mode)
+        attributes.st_size = size_bytes
+        attributes.st_blocks = _blocks(size_bytes)
+        attributes.attr_timeout = 0
+        _set_times(attributes, modified_ns or time.time_ns())
+
+    def _describe_log(self, attributes: pyfuse3.EntryAttributes, node: LogFile) -> None:
         attributes.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o444)
-        attributes.st_nlink = 1
         attributes.entry_timeout = _NAME_S
+        known, run = self._store.peek(node.key), self._tree.run(node.key)
         if known is None:  # (rule 2) 0, asked again at every look
             attributes.attr_timeout = 0
-            _set_times(attributes, self._mounted_ns)
+            running = run is not None and run.started_ns is not None and not run.final
+            finished_ns = run.finished_ns if run else None
+            _set_times(attributes, time.time_ns() if running else finished_ns or self._mounted_ns)
             return
         attributes.st_size = known.size_bytes
-        attributes.st_blocks = -(-known.size_bytes // _BLOCK_BYTES) * 8
+        attributes.st_blocks = _blocks(known.size_bytes)
         _set_times(attributes, known.modified_ns)
         if known.final:
             attributes.entry_timeout = _LONG_S
@@ -284,6 +402,11 @@ class Operations(pyfuse3.Operations):
             # A look at a running log must reach us soon: that look is what refreshes it.
             attributes.attr_timeout = self._refresh_s / 2 if known.settled else 0
             attributes.entry_timeout = self._refresh_s
+
+
+def _blocks(size_bytes: int) -> int:
+    """Return what a local file of a size takes, in units of 512 bytes."""
+    return -(-size_bytes // _BLOCK_BYTES) * 8
 
 
 def _negative_entry() -> pyfuse3.EntryAttributes:

@@ -58,6 +58,14 @@ def no_entry() -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(errno.ENOENT)
 
 
+def no_attribute() -> pyfuse3.FUSEError:
+    return pyfuse3.FUSEError(errno.ENODATA)
+
+
+def unsupported() -> pyfuse3.FUSEError:
+    return pyfuse3.FUSEError(errno.EOPNOTSUPP)
+
+
 def read_only() -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(errno.EROFS)
 

@@ -1,143 +1,200 @@
-"""The tree: which nodes there are, which names a directory has, what a name leads to.
+"""The tree: which names a directory has and what a name leads to.
 
-Look-ups answer from memory, so that no directory ever freezes on the network; listings
-are fetched when a directory is opened. Names that cannot exist fail the grammar and
-cost nothing; names that could exist are believed until the API says otherwise.
+Look-ups answer from what is known here, so that no directory ever freezes on the network;
+listings are fetched when a directory is opened. Names that cannot exist fail the grammar and
+cost nothing. Names that could exist are believed until the API says otherwise: a look-up
+believes them, and whoever asks for more than the name waits for ``confirm``.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
+import cachetools
 import trio
 
-from codeartsfs.builds.catalog import Catalog
+from codeartsfs.builds.catalog import Catalog, RecordTimes
+from codeartsfs.builds.document import first_failed, record_document
+from codeartsfs.builds.jobs import Jobs, Latest, Which, parse_which
+from codeartsfs.errors import BuildNotFound, CodeArtsError, NotFound
+from codeartsfs.fs.nodes import (
+    BY_JOB_DIR,
+    BY_NAME_DIR,
+    CONTROL_DIR,
+    FAILED_LINK,
+    RECORD_FILE,
+    ROOT,
+    STATUS_FILE,
+    BuildLink,
+    ControlDir,
+    FailedLink,
+    JobDir,
+    JobsDir,
+    Link,
+    LogFile,
+    NameLink,
+    NamesDir,
+    Node,
+    ProjectDir,
+    RecordDir,
+    RecordFile,
+    RootDir,
+    StatusFile,
+)
 from codeartsfs.logs.store import LogStore
-from codeartsfs.names import LogKey, LogLevel, RecordId, parse_record_id
+from codeartsfs.model import BuildRecord, StageRun
+from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage, parse_record_id
+from codeartsfs.spelling import NAME_MAX_BYTES, shorten, spell_part
 
-CONTROL_DIR = ".codeartsfs"
-STATUS_FILE = "status.json"
-_PATIENCE_S = 5.0  # what is cached is listed after this long, whatever the API does
+_PATIENCE_S = 5.0  # what is known is shown after this long, whatever the API does
+_DOCUMENT_SIZES = 20_000
+_NAMED_LOG = re.compile(r"(\d{2,4})-.+\.(info|debug)\.log", re.DOTALL)
 
+Entry = tuple[str, Node, RecordTimes | None]
+"""Name and node; the times of a record, which need not be in memory otherwise."""
+Entries = tuple[Entry, ...]
 
-@dataclass(frozen=True, slots=True)
-class RootDir:
-    def __str__(self) -> str:
-        return "/"
-
-
-@dataclass(frozen=True, slots=True)
-class ControlDir:
-    """Not listed, but there: what the mount says of itself."""
-
-    def __str__(self) -> str:
-        return f"/{CONTROL_DIR}"
-
-
-@dataclass(frozen=True, slots=True)
-class StatusFile:
-    def __str__(self) -> str:
-        return f"/{CONTROL_DIR}/{STATUS_FILE}"
-
-
-@dataclass(frozen=True, slots=True)
-class RecordDir:
-    record: RecordId
-
-    def __str__(self) -> str:
-        return f"/{self.record}"
-
-
-@dataclass(frozen=True, slots=True)
-class LogFile:
-    """A log; ``generation`` makes a log that the server rewrote another file."""
-
-    key: LogKey
-    generation: int = 0
-
-    def __str__(self) -> str:
-        return f"/{self.key}"
-
-
-Node = RootDir | ControlDir | StatusFile | RecordDir | LogFile
-Entries = tuple[tuple[str, Node], ...]
-
-ROOT = RootDir()
+_Parts = tuple[BuildRecord | None, tuple[StageRun, ...] | None, str | None]
+_T = TypeVar("_T")
 
 
 class Tree:
-    def __init__(self, catalog: Catalog, store: LogStore) -> None:
+    def __init__(self, catalog: Catalog, jobs: Jobs, store: LogStore) -> None:
         self._catalog = catalog
+        self._jobs = jobs
         self._store = store
         self._kept: set[RecordId] = set()  # seen in the cache: there, whatever the API says
+        self._document_sizes: cachetools.LRUCache[RecordId, tuple[_Parts, int]] = (
+            cachetools.LRUCache(_DOCUMENT_SIZES)
+        )
 
-    def child(self, parent: Node, name: str) -> Node | None:
-        """Return what a name in a directory leads to, None where there is nothing."""
+    # Names.
+
+    async def lookup(self, parent: Node, name: str) -> Node | None:
+        """Return what a name in a directory leads to, None where there is nothing.
+
+        May look into the index on disk; never waits for the API.
+        """
+        if self.impossible(parent, name):
+            return None
         match parent:
             case RootDir():
-                if name == CONTROL_DIR:
-                    return ControlDir()
                 record = parse_record_id(name)
-                if record is None or (self._catalog.absent(record) and record not in self._kept):
-                    return None
-                return RecordDir(record)
+                if record is not None:
+                    await self._catalog.recall(record)
+            case RecordDir(record) | NamesDir(record):
+                await self._catalog.recall(record)
+            case JobsDir() | ProjectDir() | JobDir():
+                for project in self._jobs.projects:
+                    await self._jobs.recall(project)
+        return self.child(parent, name)
+
+    def child(self, parent: Node, name: str) -> Node | None:
+        """``lookup`` from memory alone."""
+        if self.impossible(parent, name):
+            return None
+        match parent:
+            case RootDir():
+                return self._in_root(name)
             case ControlDir():
-                return StatusFile() if name == STATUS_FILE else None
+                return StatusFile()
+            case JobsDir():
+                project = self._only_project()
+                return self._job(project, name) if project else ProjectDir(ProjectId(name))
+            case ProjectDir(project):
+                return self._job(project, name)
+            case JobDir():
+                return self._build(parent, name)
             case RecordDir(record):
-                key = LogKey.parse(record, name)
-                return None if key is None or not self._may_exist(key) else self._log(key)
+                return self._in_record(record, name)
+            case NamesDir(record):
+                return self._named(record, name)
         return None
 
     def impossible(self, parent: Node, name: str) -> bool:
         """Whether a name can never come to exist in a directory, whatever the API says."""
         match parent:
             case RootDir():
+                if name == BY_JOB_DIR:
+                    return not self._jobs.projects
                 return name != CONTROL_DIR and parse_record_id(name) is None
+            case ControlDir():
+                return name != STATUS_FILE
+            case JobsDir() if self._only_project() is None:
+                return name not in self._jobs.projects
+            case JobsDir() | ProjectDir():
+                return not name or name.startswith(".")
+            case JobDir():
+                return parse_which(name) is None
             case RecordDir(record):
-                return LogKey.parse(record, name) is None
+                other = name in (RECORD_FILE, FAILED_LINK, BY_NAME_DIR)
+                return not other and LogKey.parse(record, name) is None
+            case NamesDir(record):
+                return _named_key(record, name) is None
         return True
 
     def parent(self, node: Node) -> Node:
         match node:
             case StatusFile():
                 return ControlDir()
+            case ProjectDir():
+                return JobsDir()
+            case JobDir(project):
+                return JobsDir() if self._only_project() else ProjectDir(project)
+            case BuildLink(job):
+                return job
+            case RecordFile(record) | FailedLink(record) | NamesDir(record):
+                return RecordDir(record)
+            case NameLink(key):
+                return NamesDir(key.record)
             case LogFile(key):
                 return RecordDir(key.record)
         return ROOT
 
-    async def entries(self, directory: Node) -> Entries:
-        """Return names and nodes of a directory, asking the API where they are not known.
+    def _only_project(self) -> ProjectId | None:
+        projects = self._jobs.projects
+        return projects[0] if len(projects) == 1 else None
 
-        Raises:
-            BuildNotFound: the directory of a record that does not exist.
-            CodeArtsError: nothing is known and the API could not be asked.
-        """
-        match directory:
-            case RootDir():
-                known = {*self._catalog.records(), *await self._store.cached_records()}
-                return tuple((record, RecordDir(record)) for record in sorted(known))
-            case ControlDir():
-                return ((STATUS_FILE, StatusFile()),)
-            case RecordDir(record):
-                return tuple((key.file_name, self._log(key)) for key in await self._logs(record))
-        return ()
+    def _in_root(self, name: str) -> Node | None:
+        if name == CONTROL_DIR:
+            return ControlDir()
+        if name == BY_JOB_DIR:
+            return JobsDir()
+        record = RecordId(name)
+        gone = self._catalog.absent(record) and record not in self._kept
+        return None if gone else RecordDir(record)
 
-    async def _logs(self, record: RecordId) -> list[LogKey]:
-        cached = await self._store.cached_logs(record)
-        if cached:
-            self._kept.add(record)
-        for key in cached:
-            await self._store.recall(key)  # so that their sizes are known to stat
-        keys = set(cached)
+    def _job(self, project: ProjectId, name: str) -> JobDir | None:
+        return None if self._jobs.rules_out(project, name) else JobDir(project, name)
+
+    def _build(self, directory: JobDir, name: str) -> BuildLink | None:
+        which = parse_which(name)
+        assert which is not None
+        link = BuildLink(directory, which)
+        # Which build is the latest is told by the list; a number may be older than its end.
+        if isinstance(which, Latest) and self.certain(link) and self.build(link) is None:
+            return None
+        return link
+
+    def _in_record(self, record: RecordId, name: str) -> Node | None:
         runs = self._catalog.known_stages(record)
-        try:
-            with trio.move_on_after(_PATIENCE_S if cached else float("inf")):
-                runs = await self._catalog.stages(record)
-        except Exception:
-            if not cached:
-                raise  # else: still there, whatever the API says
-        for run in runs or ():
-            if run.stage.numbered and not run.skipped:
-                keys.update(LogKey(record, run.stage, level) for level in LogLevel)
-        return sorted(keys, key=lambda key: (key.stage.order, key.level.value != "INFO"))
+        if name == RECORD_FILE:
+            return RecordFile(record)
+        if name == BY_NAME_DIR:
+            return NamesDir(record) if runs is None or _with_logs(runs) else None
+        if name == FAILED_LINK:
+            ruled_out = self._catalog.fresh(record) and first_failed(runs or ()) is None
+            return None if ruled_out else FailedLink(record)
+        key = LogKey.parse(record, name)
+        assert key is not None
+        return self._log(key) if self._may_exist(key) else None
+
+    def _named(self, record: RecordId, name: str) -> NameLink | None:
+        key = _named_key(record, name)
+        assert key is not None
+        run = self._catalog.known_run(key)
+        wrong = self._catalog.rules_out(key) if run is None else _log_name(run, key.level) != name
+        return None if wrong else NameLink(key, name)
 
     def _may_exist(self, key: LogKey) -> bool:
         if self._store.absent(key):
@@ -148,3 +205,279 @@ class Tree:
 
     def _log(self, key: LogKey) -> LogFile:
         return LogFile(key, self._store.generation(key))
+
+    # What is believed, and what is known.
+
+    def certain(self, node: Node) -> bool:
+        """Whether a node needs no ``confirm`` before it is described."""
+        match node:
+            case JobDir():
+                return node.name in self._jobs.known_jobs(node.project)
+            case BuildLink(directory, which):
+                job = self._jobs.known_jobs(directory.project).get(directory.name)
+                if job is None:
+                    return False
+                if isinstance(which, Latest):
+                    return self._jobs.fresh(job)
+                return self._jobs.known_build(job, which) is not None
+            case RecordFile(record):
+                return self._catalog.told(record)
+            case NamesDir(record):
+                return self._catalog.known_stages(record) is not None
+            case NameLink(key):
+                return self._catalog.known_run(key) is not None
+            case FailedLink(record):
+                return self._catalog.fresh(record)
+        return True
+
+    async def confirm(self, node: Node) -> None:
+        """Ask the API what is not certain.
+
+        Raises:
+            NotFound: there is no such thing after all.
+            CodeArtsError: the API could not be asked.
+        """
+        match node:
+            case JobDir():
+                await self._jobs.job(node.project, node.name)
+            case RecordFile(record):
+                await self.document(record)
+            case NamesDir(record):
+                if not _with_logs(await self._runs(record) or ()):
+                    raise NotFound(f"the API tells no stages of {record}")
+            case BuildLink() | FailedLink() | NameLink():
+                await self.target(node)
+
+    def times(self, record: RecordId) -> RecordTimes | None:
+        """Return the times of a record as last told."""
+        return self._catalog.times(record)
+
+    def run(self, key: LogKey) -> StageRun | None:
+        """Return the stage of a log as last told."""
+        return self._catalog.known_run(key)
+
+    def last_build_ns(self, node: JobDir) -> int | None:
+        """Return when a job's last build began, as last told."""
+        job = self._jobs.known_jobs(node.project).get(node.name)
+        return job.last_build_ns if job else None
+
+    def build(self, link: BuildLink) -> BuildRecord | None:
+        """Return the build a link leads to, as last told."""
+        job = self._jobs.known_jobs(link.job.project).get(link.job.name)
+        return self._jobs.known_build(job, link.which) if job else None
+
+    # Links.
+
+    async def target(self, link: Link) -> str:
+        """Return where a link leads, relative to its directory.
+
+        Raises:
+            NotFound: nowhere.
+            CodeArtsError: the API could not be asked.
+        """
+        match link:
+            case BuildLink(directory, which):
+                return self._up_from(directory) + await self._record_of(directory, which)
+            case FailedLink(record):
+                failed = first_failed(await self._runs(record) or ())
+                if failed is None:
+                    raise NotFound(f"no stage of {record} failed")
+                return LogKey(record, failed.stage, LogLevel.INFO).file_name
+            case NameLink(key, name):
+                run = self._catalog.known_run(key)
+                if run is None:
+                    await self._runs(key.record)
+                    run = self._catalog.known_run(key)
+                if run is None or _log_name(run, key.level) != name:
+                    raise NotFound(f"no stage of {key.record} is called {name!r}")
+                return f"../{key.file_name}"
+
+    async def _record_of(self, directory: JobDir, which: Which) -> RecordId:
+        job = await self._jobs.job(directory.project, directory.name)
+        known = None
+        if isinstance(which, Latest):
+            known = which.among(await self._jobs.recall_builds(job))
+        record = await _ask(lambda: self._jobs.record(job, which), known.record if known else None)
+        assert record is not None  # either an answer or what was known
+        return record
+
+    def target_bytes(self, link: Link) -> int:
+        """Return the length of a link's target, 0 where it is not known yet."""
+        match link:
+            case BuildLink(directory):
+                return len(self._up_from(directory)) + 36  # like every record id
+            case FailedLink(record):
+                failed = first_failed(self._catalog.known_stages(record) or ())
+                return len(LogKey(record, failed.stage, LogLevel.INFO).file_name) if failed else 0
+            case NameLink(key):
+                return len(f"../{key.file_name}")
+
+    def _up_from(self, directory: JobDir) -> str:
+        return "../../" if self.parent(directory) == JobsDir() else "../../../"
+
+    # Listings.
+
+    async def entries(self, directory: Node) -> Entries:
+        """Return what a directory has, asking the API where that is not known.
+
+        Raises:
+            NotFound: the directory of something that does not exist.
+            CodeArtsError: nothing is known and the API could not be asked.
+        """
+        match directory:
+            case RootDir():
+                return await self._all_records()
+            case ControlDir():
+                return ((STATUS_FILE, StatusFile(), None),)
+            case JobsDir():
+                project = self._only_project()
+                if project is not None:
+                    return await self._all_jobs(project)
+                return tuple((name, ProjectDir(name), None) for name in self._jobs.projects)
+            case ProjectDir(project):
+                return await self._all_jobs(project)
+            case JobDir():
+                return await self._all_builds(directory)
+            case RecordDir(record):
+                return await self._all_of_record(record)
+            case NamesDir(record):
+                return tuple(
+                    (name, NameLink(key, name), None)
+                    for run in _with_logs(await self._runs(record) or ())
+                    for key in _keys(record, run)
+                    for name in [_log_name(run, key.level)]
+                )
+        return ()
+
+    async def _all_records(self) -> Entries:
+        known: dict[RecordId, RecordTimes | None] = {**await self._catalog.records()}
+        for record in await self._store.cached_records():
+            known.setdefault(record, None)
+        records: Entries = tuple((name, RecordDir(name), known[name]) for name in sorted(known))
+        return ((BY_JOB_DIR, JobsDir(), None), *records) if self._jobs.projects else records
+
+    async def _all_jobs(self, project: ProjectId) -> Entries:
+        await self._jobs.recall(project)
+        known = self._jobs.known_jobs(project) or None
+        jobs = await _ask(lambda: self._jobs.jobs(project), known)
+        return tuple((name, JobDir(project, name), None) for name in jobs or ())
+
+    async def _all_builds(self, directory: JobDir) -> Entries:
+        job = await self._jobs.job(directory.project, directory.name)
+        known = await self._jobs.recall_builds(job) or None
+        builds = await _ask(lambda: self._jobs.builds(job), known) or ()
+        numbers = (build.build_no for build in builds)
+        which: list[Which] = [latest for latest in Latest if latest.among(builds)]
+        which += dict.fromkeys(number for number in numbers if number is not None)
+        links = (BuildLink(directory, one) for one in which)
+        return tuple((link.name, link, None) for link in links)
+
+    async def _all_of_record(self, record: RecordId) -> Entries:
+        kept = await self._kept_logs(record)
+        runs = await self._runs(record)
+        keys = {*kept, *(key for run in _with_logs(runs or ()) for key in _keys(record, run))}
+        logs = sorted(keys, key=lambda key: (key.stage.order, key.level.value != "INFO"))
+        entries: list[Entry] = [(key.file_name, self._log(key), None) for key in logs]
+        if runs is not None or self._catalog.known_build(record) is not None:
+            entries.append((RECORD_FILE, RecordFile(record), None))
+        if first_failed(runs or ()):
+            entries.append((FAILED_LINK, FailedLink(record), None))
+        if _with_logs(runs or ()):
+            entries.append((BY_NAME_DIR, NamesDir(record), None))
+        return tuple(entries)
+
+    async def _kept_logs(self, record: RecordId) -> tuple[LogKey, ...]:
+        """Return the logs that are here, whatever the API says."""
+        await self._catalog.recall(record)
+        times = self._catalog.times(record)
+        if times is not None and times.final:  # all that can be here was noted
+            return self._catalog.noted_logs(record)
+        kept = await self._store.cached_logs(record)
+        if kept:
+            self._kept.add(record)
+        return kept
+
+    async def _runs(self, record: RecordId) -> tuple[StageRun, ...] | None:
+        """Return the stages of a record, as last told where the API is of no help."""
+        await self._catalog.recall(record)
+        known = self._catalog.known_stages(record)
+        return await _ask(lambda: self._catalog.stages(record), known, kept=record in self._kept)
+
+    # record.json.
+
+    async def document(self, record: RecordId) -> bytes:
+        """Return the contents of ``record.json``.
+
+        Raises:
+            BuildNotFound: there is no such record, or the API tells nothing of any.
+            CodeArtsError: part of it is not known and the API could not be asked.
+        """
+        runs = await self._runs(record)
+        known = self._catalog.known_build(record)
+        build = await _ask(lambda: self._catalog.build(record), known)
+        if runs is None and build is None:
+            raise BuildNotFound(record, "the API does not tell of it here")
+        job = self._jobs.name_of(build.build_project_id) if build else None
+        text = record_document(record, build, runs, job)
+        self._document_sizes[record] = ((build, runs, job), len(text))
+        return text
+
+    def document_bytes(self, record: RecordId) -> int:
+        """Return the size of ``record.json``, 0 where it was not rendered since it changed."""
+        known = self._document_sizes.get(record)
+        if known is None:
+            return 0
+        (build, runs, _), size_bytes = known
+        current = build is self._catalog.known_build(record)
+        return size_bytes if current and runs is self._catalog.known_stages(record) else 0
+
+
+async def _ask(
+    ask: Callable[[], Awaitable[_T | None]], known: _T | None, *, kept: bool = False
+) -> _T | None:
+    """Return the API's answer, or what is known where the API is down or slow.
+
+    Args:
+        kept: something of it is here for good, so not even the API's "no such thing" counts.
+    """
+    here = kept or known is not None
+    try:
+        with trio.move_on_after(_PATIENCE_S if here else float("inf")):
+            return await ask()
+    except NotFound:
+        if not kept:
+            raise
+    except CodeArtsError:
+        if not here:
+            raise
+    return known
+
+
+def _with_logs(runs: tuple[StageRun, ...]) -> list[StageRun]:
+    return [run for run in runs if run.stage.numbered and not run.skipped]
+
+
+def _keys(record: RecordId, run: StageRun) -> list[LogKey]:
+    return [LogKey(record, run.stage, level) for level in LogLevel]
+
+
+def _log_name(run: StageRun, level: LogLevel) -> str:
+    """Return the name of a log by its stage's display name: ``03-Maven build.info.log``.
+
+    The number makes it unique, so a name that is too long may be cut.
+    """
+    start, end = f"{run.stage.order[1]:02}-", f".{level.value.lower()}.log"
+    name = spell_part(run.display_name) or run.stage.name
+    room_bytes = NAME_MAX_BYTES - len(start) - len(end)
+    if len(name.encode()) > room_bytes:
+        name = shorten(name, room_bytes - 1) + "~"
+    return start + name + end
+
+
+def _named_key(record: RecordId, name: str) -> LogKey | None:
+    """Return the log that a name of ``_log_name`` can only mean, None for any other name."""
+    match = _NAMED_LOG.fullmatch(name)
+    stage = Stage.parse(f"stage{int(match[1])}") if match else None
+    if match is None or stage is None:
+        return None
+    return LogKey(record, stage, LogLevel(match[2].upper()))

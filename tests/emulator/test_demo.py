@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from codeartsfs.emulator.demo import BROKEN, GOOD, LARGE, LIVE, demo_command
+from codeartsfs.emulator.demo import JOB, LARGE, LIVE_JOB, demo_command
 from codeartsfs.fs import mountpoint
 
 DEMO = (sys.executable, "-m", "codeartsfs", "demo")
@@ -71,13 +71,24 @@ def test_the_tour_shows_every_step_and_leaves_nothing_behind(temporary: Path) ->
     assert "\x1b" not in output  # colours are for terminals
 
     steps = dict(re.findall(r"^\$ (.+)\n((?:.*\n)*?  \(.*)$", output, re.MULTILINE))
-    assert steps[f"ls {GOOD}"].startswith("stage1.debug.log\nstage1.info.log\n")
-    assert steps[f"head -n 8 {GOOD}/stage1.info.log"].count("\n") == 8
-    errors = steps[f"grep -n 'error:' {BROKEN}/stage3.info.log"]
+    assert {"standard-library-live", "telemetry-tool"} < set(steps["ls by-job"].splitlines())
+    followed = steps[f"tail -n 2 -f {LIVE_JOB}/latest/stage4.info.log"]
+    # It began with two lines at most, so all others came while it was followed.
+    assert len(re.findall(r"^\[.* GMT\+08:00\] ", followed, re.MULTILINE)) > 2
+    assert "^C\n" in followed
+
+    links = re.findall(r" (\S+) -> \.\./\.\./(\S+)$", steps[f"ls -l {JOB}"], re.MULTILINE)
+    records = dict(links)
+    assert records["2"] == records["latest"] == records["latest-failed"]
+    assert records["1"] == records["latest-success"]
+    errors = steps[f"grep -n 'error:' {JOB}/latest-failed/failed.info.log"]
     assert errors.count("has no member named ‘length’") == 3
-    ending = steps[f"tail -n 4 {BROKEN}/stage3.info.log"]
-    assert "[ERROR] command ended with exit status 2\n" in ending
-    assert ending.endswith(", no API calls)")
+    entries = steps[f"ls {JOB}/2/ {JOB}/2/by-name"].splitlines()
+    assert {"failed.info.log", "stage3.debug.log", "03-Make.info.log"} < set(entries)
+    assert entries[-1].endswith(", no API calls)")
+    told = steps[f"head -n 8 {JOB}/2/record.json"]
+    assert '"failed_stage": "stage3",\n' in told
+    assert told.endswith(", no API calls)")
 
     sums = re.findall(
         rf"^\$ md5sum {LARGE}/stage3.debug.log\n([0-9a-f]{{32}})  .*\n  \([\d.]+ s, (.*)\)$",
@@ -89,11 +100,7 @@ def test_the_tour_shows_every_step_and_leaves_nothing_behind(temporary: Path) ->
     assert first_cost.endswith("27.1 MB downloaded")
     assert second_cost == "no API calls"
 
-    assert '"downloads": 3,' in output
-    followed = steps[f"tail -n 2 -f {LIVE}/stage4.info.log"]
-    # It began with two lines at most, so all others came while it was followed.
-    assert len(re.findall(r"^\[.* GMT\+08:00\] ", followed, re.MULTILINE)) > 2
-    assert "^C\n" in followed
+    assert re.search(r'"downloads": [1-9]', output)
 
 
 @pytest.mark.fuse
@@ -113,13 +120,14 @@ def test_a_signal_in_the_middle_of_a_step_ends_everything(
 
 @pytest.mark.fuse
 def test_a_step_that_fails_ends_the_tour_with_exit_code_1(temporary: Path) -> None:
-    with running(temporary, sys.executable, "-c", ONE_STEP, f"cat {GOOD}/stage9.info.log") as demo:
+    command = f"cat {JOB}/latest-running/stage1.info.log"
+    with running(temporary, sys.executable, "-c", ONE_STEP, command) as demo:
         output, complaints = demo.communicate()
     assert demo.returncode == 1
     assert "No such file" in complaints
     last = complaints.splitlines()[-1]
-    assert last == f"Error: the demo failed: exit status 1 of: cat {GOOD}/stage9.info.log"
-    assert f"ls {LIVE}" not in output
+    assert last == f"Error: the demo failed: exit status 1 of: {command}"
+    assert "That was the tour." not in output
     assert left_behind(temporary) == []
 
 
@@ -152,7 +160,8 @@ def test_with_stay_the_mount_is_there_until_interrupted(temporary: Path) -> None
         where = process.stdout.readline().removeprefix("Mounted at ").rstrip("\n")
         assert "Ctrl-C ends the demo and leaves nothing behind.\n" in process.stdout
         assert mountpoint.mounted_type(Path(where)) == mountpoint.FS_TYPE
-        assert "error: " in (Path(where) / BROKEN / "stage3.info.log").read_text("utf-8")
+        log = Path(where) / JOB / "latest-failed/failed.info.log"
+        assert "error: " in log.read_text("utf-8")
         process.send_signal(signal.SIGINT)
         assert process.wait() == 0
     assert left_behind(temporary) == []

@@ -6,12 +6,27 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from codeartsfs.builds.jobs import Latest
 from codeartsfs.fs.inodes import InodeTable
-from codeartsfs.fs.tree import ROOT, LogFile, Node, RecordDir
-from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
+from codeartsfs.fs.nodes import (
+    ROOT,
+    BuildLink,
+    FailedLink,
+    JobDir,
+    LogFile,
+    NamesDir,
+    Node,
+    RecordDir,
+    RecordFile,
+)
+from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage
 
 RECORDS = [RecordId(letter * 36) for letter in "abc"]
+JOB = JobDir(ProjectId("c" * 32), "web-app")
 NODES: list[Node] = [
+    # Nodes of different kinds are different, whatever they hold.
+    *(kind(RECORDS[0]) for kind in (RecordFile, FailedLink, NamesDir)),
+    *(BuildLink(JOB, which) for which in (Latest.ANY, Latest.FAILED, 1)),
     *(RecordDir(record) for record in RECORDS),
     *(LogFile(LogKey(record, Stage("stage1"), LogLevel.INFO)) for record in RECORDS),
     *(LogFile(LogKey(record, Stage("stage1"), LogLevel.INFO), 1) for record in RECORDS),

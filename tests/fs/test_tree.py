@@ -1,29 +1,41 @@
 """Names and listings, with a real catalog and store between in-memory neighbours."""
 
+import posixpath
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from trio.testing import MockClock
 
-from codeartsfs.builds.catalog import Catalog
-from codeartsfs.errors import ApiUnavailable, BuildNotFound, Forbidden, LogNotFound
-from codeartsfs.fs.tree import (
+from codeartsfs.builds.catalog import Catalog, RecordTimes
+from codeartsfs.builds.jobs import Jobs, Latest
+from codeartsfs.errors import ApiUnavailable, BuildNotFound, Forbidden, LogNotFound, NotFound
+from codeartsfs.fs.nodes import (
     CONTROL_DIR,
     ROOT,
     STATUS_FILE,
+    BuildLink,
     ControlDir,
+    FailedLink,
+    JobDir,
+    JobsDir,
     LogFile,
+    NameLink,
+    NamesDir,
     Node,
+    ProjectDir,
     RecordDir,
+    RecordFile,
     StatusFile,
-    Tree,
 )
+from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.store import LogStore
 from codeartsfs.model import StageRun
-from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
+from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage
 from tests.builds.test_catalog import FakeBuilds
+from tests.builds.test_jobs import PROJECT, FakeJobs, build
 from tests.logs.fakes import KEY, OVER, RECORD, RUNNING, World, content_of, key, landed
 
 OTHER = RecordId("0" * 36)
@@ -35,15 +47,19 @@ class Trees:
     def __init__(self, directory: Path) -> None:
         self.world = World(directory)
         self.builds = FakeBuilds(OVER)
+        self.jobs = FakeJobs(build(2, "FAILURE"), build(1))
+        self.projects: tuple[ProjectId, ...] = ()
 
     @asynccontextmanager
     async def tree(self) -> AsyncIterator[tuple[Tree, LogStore]]:
         async with self.world.store() as store:
-            yield Tree(Catalog(self.builds, refresh_s=1.0), store), store
+            catalog = Catalog(self.builds, refresh_s=1.0)
+            jobs = Jobs(self.jobs, catalog, self.projects, builds_per_job=100)
+            yield Tree(catalog, jobs, store), store
 
     @property
     def calls(self) -> int:
-        return len(self.builds.calls) + len(self.world.source.calls)
+        return len(self.builds.calls) + len(self.jobs.calls) + len(self.world.source.calls)
 
 
 @pytest.fixture
@@ -104,12 +120,16 @@ async def test_listing_has_a_pair_per_stage_in_running_order(
     trees.builds.runs = tuple(StageRun(Stage(name), status="running") for name in names)
     async with trees.tree() as (tree, _):
         entries = await tree.entries(RecordDir(RECORD))
-        assert [name for name, _ in entries] == [
-            f"{stage}.{level}.log"
-            for stage in ("stage1", "stage2", "stage10")
-            for level in ("info", "debug")
+        assert [name for name, _, _ in entries] == [
+            *(
+                f"{stage}.{level}.log"
+                for stage in ("stage1", "stage2", "stage10")
+                for level in ("info", "debug")
+            ),
+            "record.json",
+            "by-name",
         ]
-        assert all(tree.child(RecordDir(RECORD), name) == node for name, node in entries)
+        assert all(tree.child(RecordDir(RECORD), name) == node for name, node, _ in entries)
         # Not listed, since the API documents no logs of them; but who names them may try.
         assert tree.child(RecordDir(RECORD), "final.info.log") is not None
         assert tree.child(RecordDir(RECORD), "stage3.info.log") is None
@@ -124,8 +144,12 @@ async def test_root_lists_what_is_known_and_not_the_control_directory(
         await tree.entries(RecordDir(OTHER))
         await content_of(store)
         await landed(store)
-        assert await tree.entries(ROOT) == ((OTHER, RecordDir(OTHER)), (RECORD, RecordDir(RECORD)))
-        assert await tree.entries(ControlDir()) == ((STATUS_FILE, StatusFile()),)
+        told = RecordTimes(OVER.finished_ns, final=True)
+        assert await tree.entries(ROOT) == (
+            (OTHER, RecordDir(OTHER), told),
+            (RECORD, RecordDir(RECORD), None),
+        )
+        assert await tree.entries(ControlDir()) == ((STATUS_FILE, StatusFile(), None),)
 
 
 async def test_cached_record_is_listed_with_sizes_when_the_api_is_down_or_forgot_it(
@@ -139,7 +163,7 @@ async def test_cached_record_is_listed_with_sizes_when_the_api_is_down_or_forgot
         trees.builds.failure = failure
         async with trees.tree() as (tree, store):
             entries = await tree.entries(RecordDir(RECORD))
-            assert entries == ((KEY.file_name, LogFile(KEY)),)
+            assert entries == ((KEY.file_name, LogFile(KEY), None),)
             known = store.peek(KEY)
             assert known is not None
             assert (known.size_bytes, known.final) == (4, True)
@@ -191,7 +215,7 @@ async def test_without_stages_from_the_api_logs_are_there_by_name(
         assert node == LogFile(KEY)
         await content_of(store)
         await landed(store)
-        assert await tree.entries(RecordDir(RECORD)) == ((KEY.file_name, node),)
+        assert await tree.entries(RecordDir(RECORD)) == ((KEY.file_name, node, None),)
 
 
 async def test_rewritten_log_is_another_node(trees: Trees, mock_clock: MockClock) -> None:
@@ -208,3 +232,179 @@ async def test_rewritten_log_is_another_node(trees: Trees, mock_clock: MockClock
         after = tree.child(RecordDir(RECORD), KEY.file_name)
         assert after != before
         assert after == LogFile(LogKey(RECORD, Stage("stage1"), LogLevel.INFO), 1)
+
+
+# Jobs and builds.
+
+JOB_DIR = JobDir(PROJECT, "web-app")
+
+
+@pytest.fixture(params=[1, 2], ids=["one project", "two projects"])
+def shelf(trees: Trees, request: pytest.FixtureRequest) -> Trees:
+    trees.projects = (PROJECT, ProjectId("d" * 32))[: request.param]
+    return trees
+
+
+def path_of(tree: Tree, node: Node) -> str:
+    """Return where a node is in the mount, by the names its parents know it by."""
+    if node == ROOT:
+        return "/"
+    name = getattr(node, "name", None) or str(node).rpartition("/")[2]
+    return posixpath.join(path_of(tree, tree.parent(node)), name)
+
+
+async def found(tree: Tree, path: str) -> Node | None:
+    """Walk from the root as the kernel does."""
+    node: Node | None = ROOT
+    for name in path.strip("/").split("/"):
+        node = await tree.lookup(node, name) if node else None
+    return node
+
+
+async def test_without_projects_there_is_no_by_job(trees: Trees, mock_clock: MockClock) -> None:
+    async with trees.tree() as (tree, _):
+        assert tree.impossible(ROOT, "by-job")
+        assert await tree.lookup(ROOT, "by-job") is None
+        assert await tree.entries(ROOT) == ()
+
+
+async def test_every_entry_is_found_by_its_path_and_every_link_leads_somewhere(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    failed = replace(OVER, status="FAILURE", display_name="执行 a/b")
+    shelf.builds.runs = (failed, StageRun(Stage("stage2"), status="ABORTED"))
+    async with shelf.tree() as (tree, _):
+        todo: list[Node] = [ROOT, RecordDir(build(1).record)]
+        links = 0
+        while todo:
+            directory = todo.pop()
+            for name, node, _ in await tree.entries(directory):
+                assert await tree.lookup(directory, name) == node
+                assert tree.parent(node) == directory
+                path = path_of(tree, node)
+                assert await found(tree, path) == node
+                if isinstance(node, BuildLink | FailedLink | NameLink):
+                    links += 1
+                    target = await tree.target(node)
+                    assert len(target) == tree.target_bytes(node)
+                    end = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+                    assert isinstance(await found(tree, end), RecordDir | LogFile), end
+                elif isinstance(node, JobsDir | ProjectDir | JobDir | NamesDir):
+                    todo.append(node)
+        assert links == len(shelf.projects) * 5 + 3
+
+
+async def test_a_job_lists_its_latest_builds_then_all_by_number(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    async with shelf.tree() as (tree, _):
+        names = [name for name, _, _ in await tree.entries(JOB_DIR)]
+        assert names == ["latest", "latest-failed", "latest-success", "2", "1"]
+        assert shelf.jobs.calls == ["jobs", "builds"]
+        await tree.entries(JOB_DIR)
+        assert shelf.jobs.calls == ["jobs", "builds"]
+        mock_clock.jump(6)
+        await tree.entries(JOB_DIR)
+        assert shelf.jobs.calls == ["jobs", "builds", "builds"]
+
+
+async def test_names_are_believed_until_somebody_wants_more(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    async with shelf.tree() as (tree, _):
+        parent = tree.parent(JOB_DIR)
+        typo = await tree.lookup(parent, "typo")
+        assert typo == JobDir(PROJECT, "typo")
+        link = await tree.lookup(typo, "latest")
+        assert link == BuildLink(JobDir(PROJECT, "typo"), Latest.ANY)
+        assert await tree.lookup(RecordDir(RECORD), "failed.info.log") == FailedLink(RECORD)
+        assert await tree.lookup(NamesDir(RECORD), "01-x.info.log") == NameLink(
+            KEY, "01-x.info.log"
+        )
+        assert shelf.calls == 0
+        believed: tuple[Node, ...] = (
+            JobDir(PROJECT, "typo"),
+            BuildLink(JobDir(PROJECT, "typo"), Latest.ANY),
+            BuildLink(JOB_DIR, 77),
+            BuildLink(JOB_DIR, Latest.RUNNING),
+            FailedLink(RECORD),
+            NameLink(KEY, "01-x.info.log"),
+        )
+        assert not any(tree.certain(node) for node in believed)
+        for node in believed:
+            with pytest.raises(NotFound):
+                await tree.confirm(node)
+        for good in (JOB_DIR, BuildLink(JOB_DIR, 1), BuildLink(JOB_DIR, Latest.FAILED)):
+            await tree.confirm(good)
+            assert tree.certain(good)
+        # Now that it is known, the name itself is no longer believed.
+        assert await tree.lookup(parent, "typo") is None
+        assert await tree.lookup(JOB_DIR, "latest-running") is None
+        assert await tree.lookup(RecordDir(RECORD), "failed.info.log") is None
+
+
+async def test_what_was_told_is_shown_while_the_api_is_down(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    async with shelf.tree() as (tree, _):
+        directories = (tree.parent(JOB_DIR), JOB_DIR, RecordDir(RECORD), NamesDir(RECORD))
+        before = [await tree.entries(directory) for directory in directories]
+        document = await tree.document(RECORD)
+        shelf.jobs.failure = shelf.builds.failure = ApiUnavailable("down")
+        mock_clock.jump(100)
+        assert [await tree.entries(directory) for directory in directories] == before
+        assert await tree.target(BuildLink(JOB_DIR, Latest.ANY)) == (
+            tree._up_from(JOB_DIR) + build(2).record
+        )
+        assert await tree.document(RECORD) == document
+        with pytest.raises(ApiUnavailable):
+            await tree.entries(RecordDir(OTHER))
+        with pytest.raises(ApiUnavailable):
+            await tree.document(OTHER)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("Maven build", "01-Maven build.info.log"),
+        ("执行shell命令", "01-执行shell命令.info.log"),
+        (".NET", "01-.NET.info.log"),
+        ("../../x", "01-..%2F..%2Fx.info.log"),
+        ("a\nb", "01-a%0Ab.info.log"),
+        ("", "01-stage1.info.log"),
+        ("x" * 400, "01-" + "x" * 242 + "~.info.log"),
+    ],
+)
+async def test_stages_go_by_their_display_names(
+    trees: Trees, mock_clock: MockClock, name: str, file: str
+) -> None:
+    trees.builds.runs = (replace(OVER, display_name=name),)
+    async with trees.tree() as (tree, _):
+        [info, debug] = await tree.entries(NamesDir(RECORD))
+        assert info == (file, NameLink(KEY, file), None)
+        assert debug[0][:4] == file[:4]
+        assert debug[0].endswith(".debug.log")
+        assert await tree.target(NameLink(KEY, file)) == "../stage1.info.log"
+        assert len(info[0].encode()) <= 255
+
+
+async def test_record_json_is_as_big_as_it_says(trees: Trees, mock_clock: MockClock) -> None:
+    async with trees.tree() as (tree, _):
+        assert tree.document_bytes(RECORD) == 0
+        text = await tree.document(RECORD)
+        assert tree.document_bytes(RECORD) == len(text)
+        assert tree.certain(RecordFile(RECORD))
+        calls = trees.calls
+        assert await tree.document(RECORD) == text
+        assert trees.calls == calls == 2
+
+
+async def test_record_json_of_what_does_not_exist_is_absent(
+    trees: Trees, mock_clock: MockClock
+) -> None:
+    async with trees.tree() as (tree, _):
+        for failure in (BuildNotFound(RECORD, "gone"), Forbidden("no")):
+            trees.builds.failure = failure
+            with pytest.raises(BuildNotFound):
+                await tree.document(RECORD)
+            mock_clock.jump(60)

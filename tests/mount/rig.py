@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -34,12 +35,21 @@ def record_id(number: int) -> str:
     return f"{number:08x}-0000-4000-8000-0123456789ab"
 
 
-def write_record(recordings: Path, number: int, logs: Mapping[str, bytes | Path]) -> str:
-    """Write a finished build and return its record id.
+def write_record(
+    recordings: Path,
+    number: int,
+    logs: Mapping[str, bytes | Path],
+    *,
+    failed: str = "",
+    display_names: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Write a finished build of the job `JOB` and return its record id.
 
     Args:
         logs: what is in each file by its name, a path to link the file instead of writing it.
             A stage is listed when any of its logs is; None of its logs need exist.
+        failed: the stage that made the build fail, none where it did not.
+        display_names: what stages are called, where that is not as the API calls them.
     """
     record = record_id(number)
     folder = recordings / record
@@ -47,11 +57,18 @@ def write_record(recordings: Path, number: int, logs: Mapping[str, bytes | Path]
     finished = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(FINISHED_S)) + ".000+00:00"
     times = {"created": finished, "started": finished, "finished": finished, "duration_ms": 1000}
     stages = ["initial", *dict.fromkeys(name.split(".")[0] for name in logs), "final"]
+    status = "FAILURE" if failed else "SUCCESS"
     document = {
-        "job": _JOB,
-        "record": {"record_id": record, "build_no": number + 1, "status": "SUCCESS", **times},
+        "job": JOB,
+        "record": {"record_id": record, "build_no": number + 1, "status": status, **times},
         "stages": [
-            {"stage": stage, "display_name": stage, "sequence": n, "status": "SUCCESS", **times}
+            {
+                "stage": stage,
+                "display_name": display_names.get(stage, stage),
+                "sequence": n,
+                "status": "FAILURE" if stage == failed else "SUCCESS",
+                **times,
+            }
             for n, stage in enumerate(stages)
         ],
     }
@@ -69,11 +86,11 @@ def write_live_record(recordings: Path, number: int, stages: int = 1) -> str:
     folder = recordings / record_id(number)
     folder.mkdir(parents=True)
     scripted = [{"stage": f"stage{n}", "command": None} for n in range(1, stages + 1)]
-    (folder / "live.json").write_text(json.dumps({"job": _JOB, "stages": scripted}))
+    (folder / "live.json").write_text(json.dumps({"job": JOB, "stages": scripted}))
     return folder.name
 
 
-_JOB = {
+JOB = {
     "job_id": "10b00000000000000000000000000001",
     "name": "web-app",
     "build_project_id": "b0000000-0000-0000-0000-000000000001",
@@ -93,11 +110,11 @@ class Outcome:
 class Emulator:
     """An emulator process. ``faults`` and ``grow`` are its controls."""
 
-    def __init__(self, recordings: Path, faults: Sequence[str], errors: Path) -> None:
+    def __init__(self, recordings: Path, arguments: Sequence[str], errors: Path) -> None:
         self._errors = errors
         with errors.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [*COMMAND, "emulator", "--recordings", os.fspath(recordings), *faults],
+                [*COMMAND, "emulator", "--recordings", os.fspath(recordings), *arguments],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -119,8 +136,20 @@ class Emulator:
 
     def calls(self, kind: str = "task_log") -> int:
         """Return how many calls of a kind have come so far; ``total`` counts all."""
-        count: int = self._client.get("/_emulator/calls").json()[kind]
-        return count
+        return self._counts()[kind]
+
+    @contextmanager
+    def costs(self, **calls: int) -> Iterator[None]:
+        """Require that a block causes these calls, by their kinds, and no others."""
+        before = self._counts()
+        yield
+        more = {kind: count - before[kind] for kind, count in self._counts().items()}
+        del more["bytes"], more["total"]
+        assert {kind: count for kind, count in more.items() if count} == calls
+
+    def _counts(self) -> dict[str, int]:
+        counts: dict[str, int] = self._client.get("/_emulator/calls").json()
+        return counts
 
     def stop(self) -> None:
         if hasattr(self, "_client"):
@@ -210,11 +239,17 @@ class Rig:
     emulators: list[Emulator] = field(default_factory=list)
     readers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def emulator(self, recordings: Path, *faults: str) -> Emulator:
-        errors = self.folder / f"emulator{len(self.emulators)}.err"
-        emulator = Emulator(recordings, faults, errors)
+    def emulator(self, recordings: Path, *arguments: str) -> Emulator:
+        """Start an emulator; arguments are faults, and options of its command."""
+        errors = self.folder / f"emulator{len(list(self.folder.glob('emulator*.err')))}.err"
+        emulator = Emulator(recordings, arguments, errors)
         self.emulators.append(emulator)
         return emulator
+
+    def take_down(self, emulator: Emulator) -> None:
+        """End an emulator while mounts of it go on."""
+        self.emulators.remove(emulator)
+        emulator.stop()
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return an environment without anybody's settings or credentials but those given."""

@@ -13,6 +13,7 @@ from codeartsfs.emulator.iam import Accounts
 
 from .rig import (
     COMMAND,
+    JOB,
     TOKEN,
     Emulator,
     Outcome,
@@ -229,6 +230,9 @@ def test_secrets_are_shown_nowhere(
     [
         (["--no-such-option"], "No such option"),
         (["--cache-size", "lots"], "'lots' is not a size"),
+        (["--project", "web-app"], "'web-app' is not the id of a CodeArts project"),
+        (["--project", "C" * 32], "is not the id of a CodeArts project"),
+        (["--builds-per-job", "0"], "0 is not in the range"),
         (["--deadline", "-1"], "-1"),
         (["--deadline", "soon"], "soon"),
         (["--stat-size", "guess"], "guess"),
@@ -266,6 +270,7 @@ def test_a_bad_value_in_the_environment_is_refused(rig: Rig, point: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "says"),
     [
+        (f"project = ['{'c' * 32}', 'web-app']\n", "'web-app' is not the id"),
         ("cache-sise = '1G'\n", "unknown key 'cache-sise'"),
         ("token = 'a-secret-0123456789'\n", "unknown key 'token'"),
         ("[cache]\nsize = '1G'\n", "unknown key 'cache'"),
@@ -315,6 +320,35 @@ def test_flag_wins_over_environment_over_file_over_default(
     assert limits(*config, environment=CREDENTIALS) == (3, 30)
     assert limits(*config, environment=from_environment) == (4, 30)
     assert limits(*config, "--cache-size", "5G", environment=from_environment) == (5, 30)
+
+
+def test_projects_come_from_flags_environment_and_file(
+    rig: Rig, emulator: Emulator, tmp_path: Path
+) -> None:
+    one, two = "1" * 32, "2" * 32
+    file = tmp_path / "config.toml"
+    file.write_text(f"project = ['{one}', '{two}']\n")
+    config = ("--config", os.fspath(file))
+
+    def projects(*options: str, **environment: str) -> list[bytes]:
+        mounted = rig.mount(emulator, *options, credentials=CREDENTIALS | environment)
+        listed = rig.run("ls", mounted / "by-job").out.split()
+        mounted.stop()
+        return listed
+
+    both = [one.encode(), two.encode()]
+    assert projects("--project", one, "--project", two, "--project", one) == both
+    assert projects(CODEARTSFS_PROJECT=f"{two} {one}") == both
+    assert projects(*config) == both
+    third = JOB["project_id"]
+    assert projects(*config, CODEARTSFS_PROJECT=third) == [b"web-app"]
+
+
+def test_help_tells_of_all_there_is_to_browsing(rig: Rig) -> None:
+    outcome = codeartsfs(rig, "mount", "--help")
+    assert (outcome.code, outcome.err) == (0, b"")
+    assert b"--project ID " in outcome.out
+    assert b"--builds-per-job N " in outcome.out
 
 
 # The background.

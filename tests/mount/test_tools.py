@@ -59,6 +59,9 @@ def _python(program: str) -> str:
     return f"$PYTHON -c {shlex.quote(known + textwrap.dedent(program))} {BIG}"
 
 
+# What a record has beside its logs, and the local copy has not.
+NOT_LOGS = "--exclude=record.json --exclude=by-name"
+
 # A cell is a shell command run inside the record's directory; $OUT is an empty directory
 # elsewhere. Programs are called by paths of their own where the shell has one of that name.
 CELLS = {
@@ -99,15 +102,17 @@ CELLS = {
     "cmp": f"cmp {BIG} {OTHER}",
     "cmp same": f'cp {BIG} "$OUT/x" && cmp {OTHER} "$OUT/x"',
     "diff": f"diff {BIG} {OTHER}",
-    "diff -q": "diff -q . $SAME",
-    "diff -r": "diff -r . $SAME",
+    "diff -q": f"diff -q {NOT_LOGS} . $SAME",
+    "diff -r": f"diff -r {NOT_LOGS} . $SAME",
     "comm": f"comm --nocheck-order -3 {BIG} {OTHER}",
     "cp": 'cp *.log "$OUT" && cd "$OUT" && sha256sum *',
     "cp -a": 'cp -a *.log "$OUT" && cd "$OUT" && sha256sum * && stat -c "%n %s %Y %a" *',
     "cp --sparse": f'cp --sparse=always {BIG} "$OUT/x" && sha256sum < "$OUT/x"',
     "install": f'install -m 600 {BIG} "$OUT/x" && sha256sum < "$OUT/x"',
-    "rsync -a": 'rsync -a ./ "$OUT" && cd "$OUT" && sha256sum * && stat -c "%n %s %Y %a" *',
-    "rsync -c": 'rsync -rc ./ "$OUT" && cd "$OUT" && sha256sum *',
+    "rsync -a": (
+        'rsync -a ./ "$OUT" && cd "$OUT" && sha256sum *.log && stat -c "%n %s %Y %a" *.log'
+    ),
+    "rsync -c": 'rsync -rlc ./ "$OUT" && cd "$OUT" && sha256sum *.log',
     "tar c": "tar c *.log | sha256sum",
     "tar czf": 'tar czf "$OUT/x" *.log && tar tvf "$OUT/x"',
     "cpio-like pax": f"tar c --format=pax --pax-option=delete=atime,delete=ctime {BIG} | md5sum",
@@ -162,7 +167,7 @@ CELLS = {
     "stat blocks": f"cat {BIG} | wc -c && stat -c '%s %b' {BIG}",
     "test -s": f"/usr/bin/test -s {BIG} && echo full; /usr/bin/test -s {EMPTY} || echo empty",
     "truncate": f'truncate -r {BIG} "$OUT/x" && stat -c %s "$OUT/x"',
-    "ls": "ls",
+    "ls": "ls --ignore=record.json --ignore=by-name",
     "python read": _python("print(len(open(path, 'rb').read()))"),
     "python text": _python("print(sum(len(line) for line in open(path, encoding='utf-8')))"),
     "python seek": _python(
@@ -227,8 +232,9 @@ CELLS = {
     "python linecache": _python("import linecache; print(linecache.getline(path, 9))"),
     "python walk": _python(
         """
-        for folder, _, names in os.walk("."):
-            print(folder, [(name, os.path.getsize(name)) for name in sorted(names)])
+        folder, _, names = next(os.walk("."))
+        logs = sorted(name for name in names if name.endswith(".log"))
+        print(folder, [(name, os.path.getsize(name)) for name in logs])
         """
     ),
     "bash read": f"while read -r line; do last=$line; done < {BIG}; echo \"$last\" | wc -c",
