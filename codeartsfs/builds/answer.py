@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from codeartsfs.errors import AccessDenied, CodeArtsError, NotFound
+from codeartsfs.errors import AccessDenied, ApiUnavailable, CodeArtsError, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,9 @@ _T = TypeVar("_T")
 class Answer(Generic[_T]):
     """The latest answer to one question; asked again only where it is too old.
 
+    Asking is a task of its own: whoever waits may leave, and the answer still comes, for the
+    others and for the next.
+
     Attributes:
         value: None until the question was answered for the first time, and where it never is.
         final: whether the answer can no longer change.
@@ -29,10 +32,11 @@ class Answer(Generic[_T]):
 
     value: _T | None = None
     final: bool = False
-    failure: CodeArtsError | None = None
+    failure: Exception | None = None
     _told_at: float = -float("inf")  # trio's clock
     _retry_at: float = -float("inf")
-    _asking: trio.Lock | None = None
+    _asked_at: float = -float("inf")
+    _asking: trio.Event | None = None
 
     def fresh(self, ttl_s: float) -> bool:
         """Whether there is no need to ask."""
@@ -49,33 +53,43 @@ class Answer(Generic[_T]):
     async def get(
         self,
         ask: Callable[[], Awaitable[_T]],
+        nursery: trio.Nursery,
         ttl_s: float,
         *,
+        patience_s: float = float("inf"),
         untold_s: Mapping[type[CodeArtsError], float] | None = None,
     ) -> _T | None:
         """Return the answer, asking at most once at a time where it is older than ``ttl_s``.
 
         Args:
+            nursery: where the asking goes on when nobody waits any more.
+            patience_s: how long an answer may take, from when it was asked for, not from now.
             untold_s: errors that mean that the API does not tell, and for how many seconds
                 not to ask again: what was told before stays, there is no failure.
 
         Raises:
+            ApiUnavailable: it takes longer than ``patience_s``.
             CodeArtsError: ``ask`` raised it, now or within the last seconds.
         """
         if not self.fresh(ttl_s):
             if self._asking is None:
-                self._asking = trio.Lock()
-            async with self._asking:
-                if not self.fresh(ttl_s):  # nobody asked while we waited
-                    await self._ask(ask, untold_s or {})
+                self._asking, self._asked_at = trio.Event(), trio.current_time()
+                nursery.start_soon(self._ask, ask, self._asking, untold_s or {})
+            asking = self._asking
+            with trio.move_on_at(self._asked_at + patience_s):
+                await asking.wait()
+            if not asking.is_set():
+                raise ApiUnavailable(f"no answer yet after {patience_s:.0f} s")
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         return self.value
 
     async def _ask(
-        self, ask: Callable[[], Awaitable[_T]], untold_s: Mapping[type[CodeArtsError], float]
+        self,
+        ask: Callable[[], Awaitable[_T]],
+        asking: trio.Event,
+        untold_s: Mapping[type[CodeArtsError], float],
     ) -> None:
-        asked_at = trio.current_time()  # the age of an answer counts from the question
         try:
             value = await ask()
         except CodeArtsError as failure:
@@ -86,5 +100,11 @@ class Answer(Generic[_T]):
             pause_s = untold or (ABSENCE_TTL_S if told else _FAILURE_TTL_S)
             self.failure = None if untold else failure
             self._retry_at = trio.current_time() + pause_s
+        except Exception as failure:  # a mistake of ours: for who waits, not the end of all
+            self.failure = failure
         else:
-            self.value, self.failure, self._told_at = value, None, asked_at
+            # The age of an answer counts from the question.
+            self.value, self.failure, self._told_at = value, None, self._asked_at
+        finally:
+            self._asking = None
+            asking.set()

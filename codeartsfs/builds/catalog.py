@@ -21,7 +21,7 @@ from codeartsfs.names import LogKey, RecordId
 
 __all__ = ["ABSENCE_TTL_S", "BuildSource", "Catalog", "RecordTimes"]
 
-_LISTING_TTL_S = 5.0
+TTL_S = 5.0
 _NOT_OFFERED_TTL_S = 300.0  # by the gateway, for all records
 _UNTOLD_S = {CallUnavailable: _NOT_OFFERED_TTL_S, Forbidden: 30.0}
 _SETTLING_NS = 600 * 10**9  # after its last stage finished, a record may still get another one
@@ -55,16 +55,16 @@ class _Known:
 
 class Catalog:
     def __init__(
-        self, source: BuildSource, *, refresh_s: float, index: Index | None = None
+        self, source: BuildSource, nursery: trio.Nursery, index: Index | None = None
     ) -> None:
         """Start empty.
 
         Args:
-            refresh_s: how old the state of a running stage may be when a log is refreshed.
+            nursery: where questions to the API go on when nobody waits for them any more.
             index: what outlives this process, None for nothing.
         """
         self._source = source
-        self._refresh_s = refresh_s
+        self._nursery = nursery
         self._index = index
         self._records: cachetools.LRUCache[RecordId, _Known] = cachetools.LRUCache(
             _RECORDS_IN_MEMORY
@@ -106,16 +106,12 @@ class Catalog:
     def fresh(self, record: RecordId) -> bool:
         """Whether the stages of a record need not be asked for just now."""
         known = self._records.get(record)
-        return known is not None and known.stages.fresh(_LISTING_TTL_S)
+        return known is not None and known.stages.fresh(TTL_S)
 
     def told(self, record: RecordId) -> bool:
         """Whether nothing of a record need be asked for just now."""
         known = self._records.get(record)
-        return (
-            known is not None
-            and known.stages.fresh(_LISTING_TTL_S)
-            and known.build.fresh(_LISTING_TTL_S)
-        )
+        return known is not None and known.stages.fresh(TTL_S) and known.build.fresh(TTL_S)
 
     def rules_out(self, key: LogKey) -> bool:
         """Whether the API said, just now or for good, that a record has no such stage."""
@@ -124,7 +120,7 @@ class Catalog:
             known is not None
             and known.runs is not None
             and known.run(key.stage.name) is None
-            and known.stages.fresh(_LISTING_TTL_S)
+            and known.stages.fresh(TTL_S)
             and known.stages.failure is None
         )
 
@@ -199,8 +195,13 @@ class Catalog:
         }
         return indexed | here
 
-    async def stages(self, record: RecordId) -> tuple[StageRun, ...] | None:
+    async def stages(
+        self, record: RecordId, ttl_s: float = TTL_S, patience_s: float = float("inf")
+    ) -> tuple[StageRun, ...] | None:
         """Return the stages of a record, at most a few seconds old unless they are final.
+
+        Args:
+            patience_s: how long the API may take for them.
 
         Returns:
             The stages in order, None where the API gives no stages.
@@ -209,57 +210,6 @@ class Catalog:
             BuildNotFound: there is no such record.
             CodeArtsError: the API could not be asked.
         """
-        return await self._stages(record, _LISTING_TTL_S)
-
-    async def build(self, record: RecordId) -> BuildRecord | None:
-        """Return the record itself, at most a few seconds old unless it is over.
-
-        Returns:
-            None where the API does not tell.
-
-        Raises:
-            BuildNotFound: there is no such record.
-            CodeArtsError: the API could not be asked.
-        """
-        await self.recall(record)
-        known = self._known(record)
-
-        async def ask() -> BuildRecord:
-            build = await self._source.record(record)
-            known.build.final = build.final
-            if self._index and build != known.build.value:
-                self._index.keep_builds([build])
-            return build
-
-        return await known.build.get(ask, _LISTING_TTL_S, untold_s=_UNTOLD_S)
-
-    async def stage(self, key: LogKey) -> StageRun | None:
-        """Return the stage of a log as it is now, None where the API gives no state.
-
-        Raises:
-            CodeArtsError: the API could not be asked.
-        """
-        await self.recall(key.record)
-        run = self.known_run(key)
-        if run is not None and run.final:
-            return run
-        try:
-            await self._stages(key.record, self._refresh_s)
-        except BuildNotFound:
-            return None  # the log itself knows better
-        except AccessDenied:
-            if self.known_stages(key.record) is not None:
-                raise  # a state is known, it only cannot be asked just now
-            return None  # the log itself will tell whether it can be had
-        return self.known_run(key)
-
-    def learn(self, build: BuildRecord) -> None:
-        """Take in what a list of builds said of a record whose directory is in use."""
-        known = self._records.get(build.record)
-        if known is not None and not known.build.final:
-            known.build.value, known.build.final = build, build.final
-
-    async def _stages(self, record: RecordId, ttl_s: float) -> tuple[StageRun, ...] | None:
         await self.recall(record)
         known = self._known(record)
 
@@ -278,7 +228,65 @@ class Catalog:
             known.stages.final = final
             return runs
 
-        return await known.stages.get(ask, ttl_s, untold_s=_UNTOLD_S)
+        return await known.stages.get(
+            ask, self._nursery, ttl_s, patience_s=patience_s, untold_s=_UNTOLD_S
+        )
+
+    async def build(self, record: RecordId, patience_s: float = float("inf")) -> BuildRecord | None:
+        """Return the record itself, at most a few seconds old unless it is over.
+
+        Args:
+            patience_s: how long the API may take for it.
+
+        Returns:
+            None where the API does not tell.
+
+        Raises:
+            BuildNotFound: there is no such record.
+            CodeArtsError: the API could not be asked.
+        """
+        await self.recall(record)
+        known = self._known(record)
+
+        async def ask() -> BuildRecord:
+            build = await self._source.record(record)
+            known.build.final = build.final
+            if self._index and build != known.build.value:
+                self._index.keep_builds([build])
+            return build
+
+        return await known.build.get(
+            ask, self._nursery, TTL_S, patience_s=patience_s, untold_s=_UNTOLD_S
+        )
+
+    async def stage(self, key: LogKey) -> StageRun | None:
+        """Return the stage of a log as of the last seconds, None where the API gives no state.
+
+        A log is looked at more often than its stage: that its last bytes are here shows at
+        once, that they were the last may show a little later.
+
+        Raises:
+            CodeArtsError: the API could not be asked.
+        """
+        await self.recall(key.record)
+        run = self.known_run(key)
+        if run is not None and run.final:
+            return run
+        try:
+            await self.stages(key.record)
+        except BuildNotFound:
+            return None  # the log itself knows better
+        except AccessDenied:
+            if self.known_stages(key.record) is not None:
+                raise  # a state is known, it only cannot be asked just now
+            return None  # the log itself will tell whether it can be had
+        return self.known_run(key)
+
+    def learn(self, build: BuildRecord) -> None:
+        """Take in what a list of builds said of a record whose directory is in use."""
+        known = self._records.get(build.record)
+        if known is not None and not known.build.final:
+            known.build.value, known.build.final = build, build.final
 
     def _known(self, record: RecordId) -> _Known:
         known = self._records.get(record)

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 import cachetools
+import trio
 
 from codeartsfs.builds.answer import Answer
 from codeartsfs.builds.catalog import Catalog
@@ -19,8 +20,8 @@ from codeartsfs.model import BuildRecord, Job
 from codeartsfs.names import ProjectId, RecordId, parse_build_number
 from codeartsfs.spelling import spell_all
 
-_JOBS_TTL_S = 30.0
-_BUILDS_TTL_S = 5.0
+JOBS_TTL_S = 30.0
+BUILDS_TTL_S = 5.0
 _BUILDS_IN_MEMORY = 20_000
 _NUMBERS_IN_MEMORY = 10_000
 
@@ -74,12 +75,12 @@ class _Project:
 
     told: Answer[tuple[Job, ...]] = field(default_factory=Answer)
     by_name: Mapping[str, Job] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)  # by build project
+    by_build_project: Mapping[str, Job] = field(default_factory=dict)
     recalled: bool = False
 
     def take(self, jobs: tuple[Job, ...]) -> None:
         self.by_name = _by_name(jobs)
-        self.names = {job.build_project_id: job.name for job in jobs if job.build_project_id}
+        self.by_build_project = {job.build_project_id: job for job in jobs if job.build_project_id}
 
 
 class Jobs:
@@ -88,6 +89,7 @@ class Jobs:
         source: JobSource,
         catalog: Catalog,
         projects: Sequence[ProjectId],
+        nursery: trio.Nursery,
         *,
         builds_per_job: int,
         index: Index | None = None,
@@ -97,12 +99,14 @@ class Jobs:
         Args:
             catalog: is told what lists of builds say of records.
             projects: the CodeArts projects whose jobs are wanted.
+            nursery: where questions to the API go on when nobody waits for them any more.
             builds_per_job: how many builds of a job are listed.
             index: what outlives this process, None for nothing.
         """
         self.projects = tuple(projects)
         self.builds_per_job = builds_per_job
         self._source = source
+        self._nursery = nursery
         self._catalog = catalog
         self._index = index
         self._projects = {project: _Project() for project in projects}
@@ -118,10 +122,11 @@ class Jobs:
     def known_jobs(self, project: ProjectId) -> Mapping[str, Job]:
         return self._projects[project].by_name
 
-    def name_of(self, build_project_id: str) -> str | None:
-        """Return the name of the job that has a build project, None where that is not known."""
-        names = (known.names.get(build_project_id) for known in self._projects.values())
-        return next(filter(None, names), None)
+    def job_of(self, build: BuildRecord) -> Job | None:
+        """Return the job of a build, None where that is not known."""
+        projects = self._projects.values()
+        jobs = (known.by_build_project.get(build.build_project_id) for known in projects)
+        return next(filter(None, jobs), None)
 
     def rules_out(self, project: ProjectId, name: str) -> bool:
         """Whether the API said just now that a project has no job of that name."""
@@ -130,7 +135,7 @@ class Jobs:
             name not in known.by_name
             and known.told.value is not None
             and known.told.failure is None
-            and known.told.fresh(_BUILDS_TTL_S)
+            and known.told.fresh(BUILDS_TTL_S)
         )
 
     def known_build(self, job: Job, which: Which) -> BuildRecord | None:
@@ -144,7 +149,7 @@ class Jobs:
     def fresh(self, job: Job) -> bool:
         """Whether the builds of a job need not be asked for just now."""
         told = self._builds.get(job.job_id)
-        return told is not None and told.value is not None and told.fresh(_BUILDS_TTL_S)
+        return told is not None and told.value is not None and told.fresh(BUILDS_TTL_S)
 
     def _known_builds(self, job: Job) -> tuple[BuildRecord, ...]:
         told = self._builds.get(job.job_id)
@@ -163,13 +168,30 @@ class Jobs:
             known.told.value = saved
             known.take(saved)
 
-    async def jobs(self, project: ProjectId) -> Mapping[str, Job]:
+    async def jobs(
+        self, project: ProjectId, ttl_s: float = JOBS_TTL_S, patience_s: float = float("inf")
+    ) -> Mapping[str, Job]:
         """Return the jobs of a project by name, at most half a minute old.
+
+        Args:
+            patience_s: how long the API may take for them.
 
         Raises:
             CodeArtsError: the API could not be asked.
         """
-        return await self._jobs(project, _JOBS_TTL_S)
+        await self.recall(project)
+        known = self._projects[project]
+
+        async def ask() -> tuple[Job, ...]:
+            jobs = await self._source.jobs(project)
+            if jobs != known.told.value:
+                known.take(jobs)
+                if self._index:
+                    self._index.keep_jobs(project, jobs)
+            return jobs
+
+        await known.told.get(ask, self._nursery, ttl_s, patience_s=patience_s)
+        return known.by_name
 
     async def job(self, project: ProjectId, name: str) -> Job:
         """Return one job of a project.
@@ -181,7 +203,7 @@ class Jobs:
         await self.recall(project)
         job = self.known_jobs(project).get(name) or (await self.jobs(project)).get(name)
         # A job that is new may be missing from a list that is not.
-        job = job or (await self._jobs(project, _BUILDS_TTL_S)).get(name)
+        job = job or (await self.jobs(project, BUILDS_TTL_S)).get(name)
         if job is None:
             raise NotFound(f"no job {name!r} in project {project}")
         return job
@@ -193,8 +215,13 @@ class Jobs:
             return here
         return await self._index.builds(job.build_project_id, self.builds_per_job)
 
-    async def builds(self, job: Job) -> tuple[BuildRecord, ...]:
+    async def builds(
+        self, job: Job, ttl_s: float = BUILDS_TTL_S, patience_s: float = float("inf")
+    ) -> tuple[BuildRecord, ...]:
         """Return the newest builds of a job, newest first, as of the last seconds.
+
+        Args:
+            patience_s: how long the API may take for them.
 
         Raises:
             NotFound: there is no such job any more.
@@ -214,17 +241,20 @@ class Jobs:
                 self._index.keep_builds(changed)
             return builds
 
-        return await told.get(ask, _BUILDS_TTL_S) or ()
+        return await told.get(ask, self._nursery, ttl_s, patience_s=patience_s) or ()
 
-    async def record(self, job: Job, which: Which) -> RecordId:
+    async def record(self, job: Job, which: Which, patience_s: float = float("inf")) -> RecordId:
         """Return the record of one build of a job.
+
+        Args:
+            patience_s: how long the API may take for the list of builds.
 
         Raises:
             NotFound: there is no such build.
             CodeArtsError: the API could not be asked.
         """
         if isinstance(which, Latest):
-            build = which.among(await self.builds(job))
+            build = which.among(await self.builds(job, patience_s=patience_s))
             if build is None:
                 raise NotFound(f"job {job.name!r} has no build that is {which.value}")
             return build.record
@@ -242,28 +272,14 @@ class Jobs:
 
             async def ask() -> BuildRecord:
                 build = await self._source.record_by_number(job.job_id, number)
+                self._catalog.learn(build)
                 if self._index:
                     self._index.keep_builds([build])
                 return build
 
-            await told.get(ask, _BUILDS_TTL_S)
+            await told.get(ask, self._nursery, BUILDS_TTL_S)
         assert told.value is not None
         return told.value  # which record a number means never changes
-
-    async def _jobs(self, project: ProjectId, ttl_s: float) -> Mapping[str, Job]:
-        await self.recall(project)
-        known = self._projects[project]
-
-        async def ask() -> tuple[Job, ...]:
-            jobs = await self._source.jobs(project)
-            if jobs != known.told.value:
-                known.take(jobs)
-                if self._index:
-                    self._index.keep_jobs(project, jobs)
-            return jobs
-
-        await known.told.get(ask, ttl_s)
-        return known.by_name
 
 
 def _by_name(jobs: tuple[Job, ...]) -> dict[str, Job]:

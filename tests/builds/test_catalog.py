@@ -64,9 +64,11 @@ class FakeBuilds:
         return BuildRecord(record, 7, "p-1", self.status)
 
 
-async def test_many_who_ask_share_one_call(autojump_clock: MockClock) -> None:
+async def test_many_who_ask_share_one_call(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(RUNNING)
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     answers: list[tuple[StageRun, ...] | None] = []
 
     async def ask() -> None:
@@ -79,10 +81,12 @@ async def test_many_who_ask_share_one_call(autojump_clock: MockClock) -> None:
     assert len(source.calls) == 1
 
 
-async def test_records_are_asked_about_side_by_side(autojump_clock: MockClock) -> None:
+async def test_records_are_asked_about_side_by_side(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(RUNNING)
     source.go = trio.Event()
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     async with trio.open_nursery() as nursery:
         for record in (RECORD, OTHER):
             nursery.start_soon(catalog.stages, record)
@@ -92,23 +96,42 @@ async def test_records_are_asked_about_side_by_side(autojump_clock: MockClock) -
     assert set(await catalog.records()) == {RECORD, OTHER}
 
 
-async def test_cancelled_asker_leaves_the_question_to_the_next(autojump_clock: MockClock) -> None:
+async def test_a_question_goes_on_when_its_asker_leaves(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(RUNNING)
     source.go = trio.Event()
-    catalog = Catalog(source, refresh_s=1.0)
-    async with trio.open_nursery() as nursery:
-        with trio.move_on_after(1) as first:
-            nursery.start_soon(catalog.stages, OTHER)
-            await catalog.stages(RECORD)
-        assert first.cancelled_caught
-        source.go.set()
-        assert await catalog.stages(RECORD) == (RUNNING,)
-    assert source.calls.count(RECORD) == 2
+    catalog = Catalog(source, nursery)
+    with trio.move_on_after(1) as first:
+        await catalog.stages(RECORD)
+    assert first.cancelled_caught
+    source.go.set()
+    assert await catalog.stages(RECORD) == (RUNNING,)
+    assert len(source.calls) == 1
 
 
-async def test_record_that_is_over_is_never_asked_about_again(autojump_clock: MockClock) -> None:
+async def test_patience_counts_from_the_question(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(RUNNING)
+    source.go = trio.Event()
+    catalog = Catalog(source, nursery)
+    for waited_s in (5, 0, 0):
+        began = trio.current_time()
+        with pytest.raises(ApiUnavailable, match="no answer yet"):
+            await catalog.stages(RECORD, patience_s=5)
+        assert trio.current_time() - began == waited_s
+    source.go.set()
+    await wait_all_tasks_blocked()
+    assert catalog.known_stages(RECORD) == (RUNNING,)  # though nobody waited for it
+    assert len(source.calls) == 1
+
+
+async def test_record_that_is_over_is_never_asked_about_again(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(OVER)
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     for _ in range(5):
         assert await catalog.stages(RECORD) == (OVER,)
         assert await catalog.stage(KEY) == OVER
@@ -117,10 +140,10 @@ async def test_record_that_is_over_is_never_asked_about_again(autojump_clock: Mo
 
 
 async def test_stage_that_is_over_costs_no_call_while_others_run(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(OVER, StageRun(Stage("stage2"), status="running"))
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     for _ in range(5):
         assert await catalog.stage(KEY) == OVER
         await trio.sleep(100)
@@ -139,10 +162,10 @@ async def test_stage_that_is_over_costs_no_call_while_others_run(
     ],
 )
 async def test_record_is_not_over_before_all_its_stages_are(
-    autojump_clock: MockClock, runs: tuple[StageRun, ...]
+    autojump_clock: MockClock, runs: tuple[StageRun, ...], nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(*runs)
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     await catalog.stages(RECORD)
     await trio.sleep(5)
     await catalog.stages(RECORD)
@@ -150,11 +173,11 @@ async def test_record_is_not_over_before_all_its_stages_are(
 
 
 async def test_record_whose_last_stage_just_finished_may_get_another(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     just_now = StageRun(Stage("stage1"), status="success", finished_ns=time.time_ns())
     source = FakeBuilds(just_now)
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     await catalog.stages(RECORD)
     await trio.sleep(5)
     source.runs = (just_now, StageRun(Stage("stage2"), status="running"))
@@ -163,40 +186,40 @@ async def test_record_whose_last_stage_just_finished_may_get_another(
     assert len(stages) == 2
 
 
-async def test_record_with_its_final_stage_over_is_over_at_once(autojump_clock: MockClock) -> None:
+async def test_record_with_its_final_stage_over_is_over_at_once(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(StageRun(Stage("final"), status="success", finished_ns=time.time_ns()))
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     await catalog.stages(RECORD)
     await trio.sleep(1000)
     await catalog.stages(RECORD)
     assert len(source.calls) == 1
 
 
-async def test_listings_live_five_seconds_and_states_refresh_s(autojump_clock: MockClock) -> None:
+async def test_what_is_told_of_a_running_record_lives_five_seconds(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(RUNNING)
-    catalog = Catalog(source, refresh_s=1.0)
-    await catalog.stages(RECORD)
-    await trio.sleep(0.9)
-    await catalog.stage(KEY)
-    assert len(source.calls) == 1
-    await trio.sleep(0.1)
-    await catalog.stage(KEY)
+    catalog = Catalog(source, nursery)
+    for _ in range(10):
+        await catalog.stages(RECORD)
+        await catalog.stage(KEY)
+        await trio.sleep(1)
     assert len(source.calls) == 2
-    await trio.sleep(4.9)
-    await catalog.stages(RECORD)
-    assert len(source.calls) == 2
-    await trio.sleep(0.1)
-    await catalog.stages(RECORD)
+    await catalog.stages(RECORD, ttl_s=0)
     assert len(source.calls) == 3
 
 
-async def test_age_counts_from_the_question_not_the_answer(autojump_clock: MockClock) -> None:
+async def test_age_counts_from_the_question_not_the_answer(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(RUNNING)
     source.go = trio.Event()
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(catalog.stages, RECORD)
-        await trio.sleep(3)
+        await trio.sleep(7)
         source.go.set()
     await catalog.stage(KEY)
     assert len(source.calls) == 2
@@ -204,11 +227,11 @@ async def test_age_counts_from_the_question_not_the_answer(autojump_clock: MockC
 
 @pytest.mark.parametrize("failure", [ApiUnavailable("down"), BadAnswer("html")])
 async def test_failure_is_shared_for_a_second_and_is_no_absence(
-    autojump_clock: MockClock, failure: CodeArtsError
+    autojump_clock: MockClock, failure: CodeArtsError, nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(OVER)
     source.failure = failure
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     failures: list[CodeArtsError] = []
 
     async def ask() -> None:
@@ -229,9 +252,11 @@ async def test_failure_is_shared_for_a_second_and_is_no_absence(
     assert await catalog.stages(RECORD) == (OVER,)
 
 
-async def test_failure_leaves_what_was_told_before(autojump_clock: MockClock) -> None:
+async def test_failure_leaves_what_was_told_before(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(RUNNING)
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     await catalog.stages(RECORD)
     await trio.sleep(10)
     source.failure = ApiUnavailable("down")
@@ -241,10 +266,12 @@ async def test_failure_leaves_what_was_told_before(autojump_clock: MockClock) ->
     assert set(await catalog.records()) == {RECORD}
 
 
-async def test_absence_is_remembered_for_five_seconds(autojump_clock: MockClock) -> None:
+async def test_absence_is_remembered_for_five_seconds(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(OVER)
     source.failure = BuildNotFound(RECORD, "gone")
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     for _ in range(3):
         with pytest.raises(BuildNotFound):
             await catalog.stages(RECORD)
@@ -260,11 +287,11 @@ async def test_absence_is_remembered_for_five_seconds(autojump_clock: MockClock)
 
 
 async def test_call_that_is_not_offered_is_not_tried_for_other_records_either(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(OVER)
     source.failure = CallUnavailable("APIGW.0101")
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     assert await catalog.stages(RECORD) is None
     assert await catalog.stages(OTHER) is None
     assert await catalog.stage(KEY) is None
@@ -277,11 +304,11 @@ async def test_call_that_is_not_offered_is_not_tried_for_other_records_either(
 
 
 async def test_record_that_is_not_ours_to_list_says_nothing_of_others(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(OVER)
     source.failure = Forbidden("no")
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     assert await catalog.stages(RECORD) is None
     assert await catalog.stage(KEY) is None
     assert source.calls == [RECORD]
@@ -293,11 +320,11 @@ async def test_record_that_is_not_ours_to_list_says_nothing_of_others(
 
 @pytest.mark.parametrize("failure", [AccessDenied("no"), CredentialsRefused("no")])
 async def test_refused_credentials_are_a_failure_for_seconds_never_an_empty_listing(
-    autojump_clock: MockClock, failure: CodeArtsError
+    autojump_clock: MockClock, failure: CodeArtsError, nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(OVER)
     source.failure = failure
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     with pytest.raises(AccessDenied):
         await catalog.stages(RECORD)
     assert await catalog.stage(KEY) is None
@@ -306,9 +333,11 @@ async def test_refused_credentials_are_a_failure_for_seconds_never_an_empty_list
     assert await catalog.stages(RECORD) == (OVER,)
 
 
-async def test_stage_is_ruled_out_only_by_a_recent_or_last_word(autojump_clock: MockClock) -> None:
+async def test_stage_is_ruled_out_only_by_a_recent_or_last_word(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(RUNNING)
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     second = LogKey(RECORD, Stage("stage2"), LogLevel.INFO)
     assert not catalog.rules_out(second)
     await catalog.stages(RECORD)
@@ -323,11 +352,11 @@ async def test_stage_is_ruled_out_only_by_a_recent_or_last_word(autojump_clock: 
 
 
 async def test_unforeseen_exception_passes_and_leaves_the_catalog_usable(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(OVER)
     source.failure = ValueError("a bug")
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     with pytest.raises(ValueError, match="a bug"):
         await catalog.stages(RECORD)
     source.failure = None
@@ -337,9 +366,11 @@ async def test_unforeseen_exception_passes_and_leaves_the_catalog_usable(
 # The record itself.
 
 
-async def test_record_that_is_over_is_asked_for_once(autojump_clock: MockClock) -> None:
+async def test_record_that_is_over_is_asked_for_once(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(OVER)
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     for _ in range(3):
         build = await catalog.build(RECORD)
         assert build is not None
@@ -349,11 +380,11 @@ async def test_record_that_is_over_is_asked_for_once(autojump_clock: MockClock) 
 
 
 async def test_record_that_runs_is_asked_for_again_after_five_seconds(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(RUNNING)
     source.status = "RUNNING"
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     for _ in range(4):
         await catalog.build(RECORD)
         await trio.sleep(2.5)
@@ -362,21 +393,23 @@ async def test_record_that_runs_is_asked_for_again_after_five_seconds(
 
 @pytest.mark.parametrize("failure", [CallUnavailable("APIGW.0101"), Forbidden("no")])
 async def test_record_that_the_api_does_not_tell_is_none(
-    autojump_clock: MockClock, failure: CodeArtsError
+    autojump_clock: MockClock, failure: CodeArtsError, nursery: trio.Nursery
 ) -> None:
     source = FakeBuilds(OVER)
     source.failure = failure
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     for _ in range(3):
         assert await catalog.build(RECORD) is None
     assert len(source.calls) == 1
     assert not catalog.last_error(RECORD)
 
 
-async def test_last_error_is_told_until_it_is_over(autojump_clock: MockClock) -> None:
+async def test_last_error_is_told_until_it_is_over(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeBuilds(OVER)
     source.failure = ApiUnavailable("down (request 1)")
-    catalog = Catalog(source, refresh_s=1.0)
+    catalog = Catalog(source, nursery)
     with pytest.raises(ApiUnavailable):
         await catalog.stages(RECORD)
     assert catalog.last_error(RECORD) == "down (request 1)"
@@ -401,9 +434,12 @@ async def test_last_error_is_told_until_it_is_over(autojump_clock: MockClock) ->
     ],
 )
 async def test_record_is_as_old_as_its_newest_stage(
-    autojump_clock: MockClock, runs: tuple[StageRun, ...], modified_ns: int | None
+    autojump_clock: MockClock,
+    runs: tuple[StageRun, ...],
+    modified_ns: int | None,
+    nursery: trio.Nursery,
 ) -> None:
-    catalog = Catalog(FakeBuilds(*runs), refresh_s=1.0)
+    catalog = Catalog(FakeBuilds(*runs), nursery)
     assert catalog.times(RECORD) is None
     await catalog.stages(RECORD)
     times = catalog.times(RECORD)
@@ -411,9 +447,11 @@ async def test_record_is_as_old_as_its_newest_stage(
     assert times.modified_ns == modified_ns
 
 
-async def test_record_is_new_while_a_stage_runs(autojump_clock: MockClock) -> None:
+async def test_record_is_new_while_a_stage_runs(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     running = StageRun(Stage("stage2"), status="RUNNING", started_ns=8)
-    catalog = Catalog(FakeBuilds(OVER, running), refresh_s=1.0)
+    catalog = Catalog(FakeBuilds(OVER, running), nursery)
     before_ns = time.time_ns()
     await catalog.stages(RECORD)
     times = catalog.times(RECORD)
@@ -426,18 +464,20 @@ async def test_record_is_new_while_a_stage_runs(autojump_clock: MockClock) -> No
 # Beyond the process.
 
 
-async def test_after_a_restart_what_is_over_is_not_asked_for_again(tmp_path: Path) -> None:
+async def test_after_a_restart_what_is_over_is_not_asked_for_again(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
     (tmp_path / "v1").mkdir()
     source = FakeBuilds(OVER)
     async with open_index(tmp_path) as index:
-        catalog = Catalog(source, refresh_s=1.0, index=index)
+        catalog = Catalog(source, nursery, index)
         await catalog.stages(RECORD)
         await catalog.build(RECORD)
         catalog.note_log(KEY, LogNote(5, 6, True))
         told = catalog.times(RECORD)
     assert len(source.calls) == 2
     async with open_index(tmp_path) as index:
-        catalog = Catalog(source, refresh_s=1.0, index=index)
+        catalog = Catalog(source, nursery, index)
         assert await catalog.records() == {RECORD: told}
         assert catalog.known_stages(RECORD) is None
         await catalog.recall(RECORD)
@@ -453,14 +493,14 @@ async def test_after_a_restart_what_is_over_is_not_asked_for_again(tmp_path: Pat
 
 
 async def test_after_a_restart_what_runs_is_asked_for_again_and_known_meanwhile(
-    tmp_path: Path,
+    tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     (tmp_path / "v1").mkdir()
     source = FakeBuilds(RUNNING)
     async with open_index(tmp_path) as index:
-        await Catalog(source, refresh_s=1.0, index=index).stages(RECORD)
+        await Catalog(source, nursery, index).stages(RECORD)
     async with open_index(tmp_path) as index:
-        catalog = Catalog(source, refresh_s=1.0, index=index)
+        catalog = Catalog(source, nursery, index)
         await catalog.recall(RECORD)
         assert catalog.known_stages(RECORD) == (RUNNING,)
         assert not catalog.fresh(RECORD)
@@ -468,20 +508,22 @@ async def test_after_a_restart_what_runs_is_asked_for_again_and_known_meanwhile(
         assert await catalog.stages(RECORD) == (OVER,)
 
 
-async def test_note_that_is_forgotten_stays_forgotten(tmp_path: Path) -> None:
+async def test_note_that_is_forgotten_stays_forgotten(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
     (tmp_path / "v1").mkdir()
     async with open_index(tmp_path) as index:
-        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        catalog = Catalog(FakeBuilds(), nursery, index)
         catalog.note_log(KEY, LogNote(5, 6, True))
         catalog.note_log(KEY, None)
     async with open_index(tmp_path) as index:
-        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        catalog = Catalog(FakeBuilds(), nursery, index)
         await catalog.recall(RECORD)
         assert catalog.log_note(KEY) is None
 
 
 async def test_who_walks_through_records_reads_the_index_rarely(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     (tmp_path / "v1").mkdir()
     records = [RecordId(f"{number:036}") for number in range(1000)]
@@ -496,13 +538,13 @@ async def test_who_walks_through_records_reads_the_index_rarely(
             return await read(first, limit)
 
         monkeypatch.setattr(index, "records_from", counted)
-        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        catalog = Catalog(FakeBuilds(), nursery, index)
         for record in records:
             await catalog.recall(record)
             assert catalog.known_stages(record) == (OVER,)
         assert len(reads) < 30
         reads.clear()
-        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
+        catalog = Catalog(FakeBuilds(), nursery, index)
         for record in reversed(records[::100]):
             await catalog.recall(record)
         assert reads == [1] * 10  # somebody who jumps about gets what was asked for

@@ -54,14 +54,21 @@ class FakeJobs:
             raise self.failure
 
 
-def jobs_of(source: FakeJobs, index: Index | None = None, builds_per_job: int = 100) -> Jobs:
-    catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
-    return Jobs(source, catalog, [PROJECT], builds_per_job=builds_per_job, index=index)
+def jobs_of(
+    source: FakeJobs,
+    nursery: trio.Nursery,
+    index: Index | None = None,
+    builds_per_job: int = 100,
+) -> Jobs:
+    catalog = Catalog(FakeBuilds(), nursery, index)
+    return Jobs(source, catalog, [PROJECT], nursery, builds_per_job=builds_per_job, index=index)
 
 
-async def test_many_who_ask_share_one_call(autojump_clock: MockClock) -> None:
+async def test_many_who_ask_share_one_call(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeJobs(build(1))
-    jobs = jobs_of(source)
+    jobs = jobs_of(source, nursery)
     async with trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(jobs.jobs, PROJECT)
@@ -69,9 +76,11 @@ async def test_many_who_ask_share_one_call(autojump_clock: MockClock) -> None:
     assert sorted(source.calls) == ["builds", "jobs"]
 
 
-async def test_jobs_live_half_a_minute_and_builds_five_seconds(autojump_clock: MockClock) -> None:
+async def test_jobs_live_half_a_minute_and_builds_five_seconds(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeJobs(build(1))
-    jobs = jobs_of(source)
+    jobs = jobs_of(source, nursery)
     for _ in range(12):
         await jobs.jobs(PROJECT)
         await jobs.builds(JOB)
@@ -80,9 +89,11 @@ async def test_jobs_live_half_a_minute_and_builds_five_seconds(autojump_clock: M
     assert source.calls.count("builds") == 6
 
 
-async def test_a_known_job_is_found_without_asking(autojump_clock: MockClock) -> None:
+async def test_a_known_job_is_found_without_asking(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeJobs()
-    jobs = jobs_of(source)
+    jobs = jobs_of(source, nursery)
     assert await jobs.job(PROJECT, "web-app") == JOB
     await trio.sleep(1000)
     assert await jobs.job(PROJECT, "web-app") == JOB
@@ -90,10 +101,10 @@ async def test_a_known_job_is_found_without_asking(autojump_clock: MockClock) ->
 
 
 async def test_a_new_job_is_found_by_name_before_the_list_is_old(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     source = FakeJobs()
-    jobs = jobs_of(source)
+    jobs = jobs_of(source, nursery)
     with pytest.raises(NotFound):
         await jobs.job(PROJECT, "new")
     assert source.calls == ["jobs"]
@@ -106,12 +117,14 @@ async def test_a_new_job_is_found_by_name_before_the_list_is_old(
     assert source.calls == ["jobs"] * 2
 
 
-async def test_a_job_goes_by_its_spelled_name(autojump_clock: MockClock) -> None:
+async def test_a_job_goes_by_its_spelled_name(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeJobs()
     source.jobs_told = tuple(
         Job(f"{n:032}", name) for n, name in enumerate(["../x", ".git", "twin", "twin", ""])
     )
-    names = await jobs_of(source).jobs(PROJECT)
+    names = await jobs_of(source, nursery).jobs(PROJECT)
     assert set(names) == {
         "%2E.%2Fx",
         "%2Egit",
@@ -137,23 +150,25 @@ BUILDS = (
     [(Latest.ANY, 9), (Latest.RUNNING, 9), (Latest.SUCCESS, 7), (Latest.FAILED, 6)],
 )
 async def test_latest_is_the_newest_in_its_state(
-    autojump_clock: MockClock, which: Latest, number: int
+    autojump_clock: MockClock, which: Latest, number: int, nursery: trio.Nursery
 ) -> None:
-    jobs = jobs_of(FakeJobs(*BUILDS))
+    jobs = jobs_of(FakeJobs(*BUILDS), nursery)
     assert await jobs.record(JOB, which) == build(number).record
     assert jobs.known_build(JOB, which) == BUILDS[9 - number]
 
 
 @pytest.mark.parametrize("which", Latest)
-async def test_there_may_be_no_latest(autojump_clock: MockClock, which: Latest) -> None:
-    jobs = jobs_of(FakeJobs())
+async def test_there_may_be_no_latest(
+    autojump_clock: MockClock, which: Latest, nursery: trio.Nursery
+) -> None:
+    jobs = jobs_of(FakeJobs(), nursery)
     with pytest.raises(NotFound):
         await jobs.record(JOB, which)
 
 
-async def test_latest_follows_new_builds(autojump_clock: MockClock) -> None:
+async def test_latest_follows_new_builds(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     source = FakeJobs(build(1))
-    jobs = jobs_of(source)
+    jobs = jobs_of(source, nursery)
     assert await jobs.record(JOB, Latest.ANY) == build(1).record
     source.builds_told = (build(2), build(1))
     assert await jobs.record(JOB, Latest.ANY) == build(1).record
@@ -164,20 +179,22 @@ async def test_latest_follows_new_builds(autojump_clock: MockClock) -> None:
 
 
 async def test_a_listed_build_is_found_by_number_without_asking(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     source = FakeJobs(*BUILDS)
-    jobs = jobs_of(source)
+    jobs = jobs_of(source, nursery)
     await jobs.builds(JOB)
     await trio.sleep(1000)
     assert await jobs.record(JOB, 7) == build(7).record
     assert source.calls == ["builds"]
 
 
-async def test_an_older_build_is_asked_for_once(autojump_clock: MockClock) -> None:
+async def test_an_older_build_is_asked_for_once(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     source = FakeJobs(*BUILDS)
     source.older = {1: build(1)}
-    jobs = jobs_of(source, builds_per_job=2)
+    jobs = jobs_of(source, nursery, builds_per_job=2)
     assert len(await jobs.builds(JOB)) == 2
     for _ in range(3):
         assert await jobs.record(JOB, 1) == build(1).record
@@ -186,10 +203,10 @@ async def test_an_older_build_is_asked_for_once(autojump_clock: MockClock) -> No
 
 
 async def test_a_build_that_is_not_there_is_absent_for_five_seconds(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     source = FakeJobs()
-    jobs = jobs_of(source)
+    jobs = jobs_of(source, nursery)
     for _ in range(3):
         with pytest.raises(NotFound):
             await jobs.record(JOB, 77)
@@ -199,35 +216,37 @@ async def test_a_build_that_is_not_there_is_absent_for_five_seconds(
     assert await jobs.record(JOB, 77) == build(77).record
 
 
-async def test_after_a_restart_what_was_told_is_known(tmp_path: Path) -> None:
+async def test_after_a_restart_what_was_told_is_known(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
     (tmp_path / "v1").mkdir()
     source = FakeJobs(*BUILDS)
     source.older = {1: build(1)}
     async with open_index(tmp_path) as index:
-        jobs = jobs_of(source, index)
+        jobs = jobs_of(source, nursery, index)
         await jobs.builds(await jobs.job(PROJECT, "web-app"))
         await jobs.record(JOB, 1)
     asked = list(source.calls)
     source.failure = ApiUnavailable("down")
     async with open_index(tmp_path) as index:
-        jobs = jobs_of(source, index)
+        jobs = jobs_of(source, nursery, index)
         job = await jobs.job(PROJECT, "web-app")
         assert job == JOB
         assert await jobs.recall_builds(job) == (*BUILDS, build(1))
         assert await jobs.record(job, 1) == build(1).record
-        assert jobs.name_of("p-1") == "web-app"
+        assert jobs.job_of(build(1)) == JOB
         assert source.calls == asked
         with pytest.raises(ApiUnavailable):
             await jobs.jobs(PROJECT)
         assert set(jobs.known_jobs(PROJECT)) == {"web-app"}
 
 
-async def test_a_list_of_builds_tells_the_catalog(tmp_path: Path) -> None:
+async def test_a_list_of_builds_tells_the_catalog(tmp_path: Path, nursery: trio.Nursery) -> None:
     (tmp_path / "v1").mkdir()
     source = FakeJobs(build(1, "RUNNING"))
     async with open_index(tmp_path) as index:
-        catalog = Catalog(FakeBuilds(), refresh_s=1.0, index=index)
-        jobs = Jobs(source, catalog, [PROJECT], builds_per_job=9, index=index)
+        catalog = Catalog(FakeBuilds(), nursery, index)
+        jobs = Jobs(source, catalog, [PROJECT], nursery, builds_per_job=9, index=index)
         await jobs.builds(JOB)
         await catalog.recall(build(1).record)
         assert catalog.known_build(build(1).record) == build(1, "RUNNING")
