@@ -5,10 +5,11 @@ The way of a look-up: logs in use, then the memory tier, then the disk tier, the
 same log meanwhile boards the same flight. A reader that gives up only leaves: the
 flight still lands, for the others and for the cache.
 
-A log is *final* when its stage was final before its body was asked for; so final can be
-noticed late, never early. Final logs are kept for ever. Others are looked at again when
-somebody opens or stats them: after ``refresh_s`` where the API tells the stage's state,
-else after a time that doubles from 30 s to a day as long as nothing changes.
+A log is *final* when its stage was over before its body was asked for, and had been for a
+while; so final can be noticed late, never early. Final logs are kept for ever. Others are
+looked at again when somebody opens, stats or reads their end: after ``refresh_s`` where the
+API tells the stage's state (later where a look transfers all of a large log, or nothing has
+come for long), else after a time that doubles from 30 s to a day as long as nothing changes.
 """
 
 import logging
@@ -34,8 +35,13 @@ log = logging.getLogger(__name__)
 
 ABSENCE_TTL_S = 5.0
 PROBE_LINGER_S = 2.0
+_SMALL_BYTES = 64 << 10  # what is here as soon as its size is: not worth giving up again
 _REFRESH_PATIENCE_S = 5.0  # what is here already is shown after this long, whatever the API does
 _FAILURE_TTL_S = 10.0  # what is here already is shown as it is after a look that failed
+_QUIET_AFTER_S = 600.0  # without growth
+_QUIET_REFRESH_S = 5.0
+_WHOLE_BYTES_PER_S = 8 << 20  # of a log that comes whole at every look
+_LONG_OVER_NS = 60 * 10**9  # what ended before that has been written out for sure
 _FIRST_RECHECK_S = 30.0
 _LAST_RECHECK_S = 86_400.0
 _MOST_DOUBLINGS = 20
@@ -57,6 +63,10 @@ class LogAnswer(Protocol):
 
     @property
     def request_id(self) -> str: ...
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it had to come again, though a part of it was here already."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -157,6 +167,9 @@ class _Log:
     checked_ns: int = 0
     checked_at: float = -float("inf")  # trio's clock
     unchanged: int = 0
+    grown_at: float = -float("inf")  # trio's clock
+    over_at: float | None = None  # trio's clock: the stage was seen to be over
+    whole: bool = False  # the last look transferred all of it
     retry_at: float = -float("inf")  # trio's clock: the last look failed
     request_id: str = ""
     flight: _Flight | None = None
@@ -237,6 +250,7 @@ class LogStore:
         disk: DiskTier | None,
         scratch: Path,
         refresh_s: float,
+        settle_s: float,
     ) -> None:
         self._source = source
         self._states = states
@@ -245,6 +259,7 @@ class LogStore:
         self.disk = disk
         self._scratch = scratch
         self._refresh_s = refresh_s
+        self._settle_s = settle_s
         self._logs: dict[LogKey, _Log] = {}
         self._idle: OrderedDict[LogKey, _Log] = OrderedDict()
         self._generations: dict[LogKey, int] = {}
@@ -293,6 +308,21 @@ class LogStore:
         stat = self.peek(key) or known
         assert stat is not None
         return stat
+
+    async def refresh(self, key: LogKey) -> LogStat:
+        """Look at the API now, unless the log is final; raises as ``open`` does."""
+        opened = await self.open(key)
+        try:
+            entry = opened._log
+            if not entry.final:
+                flight = self._board(entry, wanted=True)
+                await flight.sized.wait()
+                if flight.failure is not None:
+                    raise flight.failure.with_traceback(None)
+        finally:
+            opened.close()
+        stat = self.peek(key)
+        return stat or opened.stat
 
     def peek(self, key: LogKey) -> LogStat | None:
         """Return what is known of a log at hand, None where that is nothing."""
@@ -433,12 +463,36 @@ class LogStore:
         if entry.final:
             return True
         if not entry.stateless:
-            return trio.current_time() - entry.checked_at < self._refresh_s
+            return trio.current_time() - entry.checked_at < self._refresh_every_s(entry)
         if trio.current_time() < entry.retry_at:
             return True
         age_s = (time.time_ns() - entry.checked_ns) / 1e9
         doublings = min(entry.unchanged, _MOST_DOUBLINGS)
         return 0 <= age_s < min(_FIRST_RECHECK_S * 2.0**doublings, _LAST_RECHECK_S)
+
+    def _refresh_every_s(self, entry: _Log) -> float:
+        """Return how old a running log may be.
+
+        A log that comes whole at every look is looked at in proportion to its size, so that all
+        looks together transfer no more than a multiple of it, not its square.
+        """
+        every_s = self._refresh_s
+        if entry.whole:
+            every_s = max(every_s, (entry.size_bytes or 0) / _WHOLE_BYTES_PER_S)
+        if trio.current_time() - entry.grown_at > _QUIET_AFTER_S:
+            every_s = max(every_s, _QUIET_REFRESH_S)
+        return every_s
+
+    def _over(self, entry: _Log, run: StageRun) -> bool:
+        """Whether a stage has been over for long enough that its last lines are there to be had."""
+        if not run.final:
+            return False
+        if run.finished_ns is not None and time.time_ns() - run.finished_ns > _LONG_OVER_NS:
+            return True
+        if entry.over_at is None:
+            entry.over_at = trio.current_time()
+        # Counted here, not from the finish time: clocks differ.
+        return trio.current_time() - entry.over_at >= self._settle_s
 
     def _board(self, entry: _Log, wanted: bool) -> _Flight:
         self._idle.pop(entry.key, None)
@@ -546,12 +600,13 @@ class LogStore:
             stateless = run is None
         except CodeArtsError as failure:
             log.info("no state for %s just now: %s", entry.key, failure)
+        over = run is not None and self._over(entry, run)
         before = entry.size_bytes if entry.complete else None
         try:
-            if not await self._download(entry, flight, run):
+            if not await self._download(entry, flight, run, over=over):
                 return False
         except NotFound:
-            running = run is not None and not run.final
+            running = run is not None and not over
             broken_off = entry.body is not None and not entry.complete
             if broken_off or (not before and not running):
                 raise
@@ -562,7 +617,7 @@ class LogStore:
                 entry.body.announce(0)
                 entry.modified_ns = asked_ns
             if not running:
-                run, stateless = None, True
+                run, over, stateless = None, False, True
         assert isinstance(entry.body, Body)
         if entry.body.size_bytes is not None and not entry.complete:
             raise LogRewritten(entry.key)  # it ends before the size that readers were told
@@ -571,15 +626,17 @@ class LogStore:
         grown = entry.body.size_bytes != before
         # Looks at a stage that runs say nothing about how long to wait without its state.
         entry.unchanged = entry.unchanged + 1 if entry.stateless and not grown else 0
+        if grown:
+            entry.grown_at = trio.current_time()
         if grown and before is not None:
             entry.modified_ns = time.time_ns()
-        entry.final = run is not None and run.final
+        entry.final = over
         if entry.final and not entry.body.size_bytes:
             # The service may answer with nothing before a log is there: look again some day.
             entry.final, stateless = False, True
         entry.stateless = stateless
         entry.checked_ns, entry.checked_at = asked_ns, asked_at
-        if run is not None and run.final and run.finished_ns is not None:
+        if over and run is not None and run.finished_ns is not None:
             entry.modified_ns = run.finished_ns
         assert entry.size_bytes is not None
         self._last_errors.pop(entry.key, None)
@@ -599,14 +656,16 @@ class LogStore:
         entry.apply(meta)
         return True
 
-    async def _download(self, entry: _Log, flight: _Flight, run: StageRun | None) -> bool:
+    async def _download(
+        self, entry: _Log, flight: _Flight, run: StageRun | None, *, over: bool
+    ) -> bool:
         """Download what is not here yet. Return False where only the size was wanted."""
         body = entry.body
         assert not isinstance(body, MemoryBody)  # these are final
         prefix = None
         if body is not None and body.landed_bytes:
             # The last look at a log compares all of it; before that its end is enough.
-            last = run is not None and run.final and entry.complete
+            last = over and entry.complete
             tail = b"" if last else await body.tail(_TAIL_BYTES)
             prefix = LogPrefix(body.landed_bytes, body.sha256, tail)
         async with self._source.task_log(entry.key, prefix) as answer:
@@ -628,25 +687,27 @@ class LogStore:
             if body.size_bytes is None and answer.size_bytes is not None:
                 body.announce(answer.size_bytes)
                 # What it is does not wait for its bytes.
-                entry.final = run is not None and run.final
+                entry.final = over
                 entry.stateless = run is None
                 self._remember(
                     entry.key,
                     answer.size_bytes,
                     entry.modified_ns,
-                    final=run is not None and run.final,
-                    running=run is not None and not run.final,
+                    final=over,
+                    running=run is not None and not over,
                     ttl_s=self._refresh_s if run else _FIRST_RECHECK_S,
                 )
             if body.size_bytes is not None and not entry.complete:
                 flight.sized.set()
-                if new and not await self._wanted(flight):
+                small = (body.size_bytes or 0) <= _SMALL_BYTES
+                if new and not small and not await self._wanted(flight):
                     # Whoever wants it from here on needs another flight.
                     entry.flight = None
                     entry.body = None
                     body.close()
                     return False
             await self._receive(entry, body, answer)
+            entry.whole = answer.whole
         return True
 
     async def _wanted(self, flight: _Flight) -> bool:
@@ -768,6 +829,7 @@ async def open_log_store(
     disk: DiskTier | None,
     scratch: Path,
     refresh_s: float,
+    settle_s: float,
 ) -> AsyncIterator[LogStore]:
     """Run a store. Its downloads end when the block is left.
 
@@ -776,6 +838,7 @@ async def open_log_store(
         disk: the disk tier, None for none.
         scratch: a directory for downloads where there is no disk tier.
         refresh_s: how old a running log may be when it is opened.
+        settle_s: how long the last lines of a log may come after its stage was over.
     """
     store: LogStore | None = None
     try:
@@ -788,6 +851,7 @@ async def open_log_store(
                 disk=disk,
                 scratch=scratch,
                 refresh_s=refresh_s,
+                settle_s=settle_s,
             )
             yield store
             nursery.cancel_scope.cancel()

@@ -84,6 +84,7 @@ class FakeSource:
         breaks_at: fails before the byte at this offset.
         stalls_at: waits at this offset until ``go`` is set.
         failure: raised at the start of every call.
+        whole: says that all of it had to come again.
     """
 
     events: list[str] = field(default_factory=list)
@@ -93,6 +94,7 @@ class FakeSource:
     breaks_at: int | None = None
     stalls_at: int | None = None
     failure: Exception | None = None
+    whole: bool = False
     go: trio.Event = field(default_factory=trio.Event)
     calls: list[Call] = field(default_factory=list)
     flying: int = 0
@@ -132,6 +134,7 @@ class _Answer:
         self._content = content
         self._start = start
         self.size_bytes = len(content) if source.size_known else None
+        self.whole = source.whole and start > 0
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         source, offset = self._source, self._start
@@ -183,6 +186,7 @@ class World:
             disk=disk,
             scratch=self.scratch,
             refresh_s=1.0,
+            settle_s=10.0,
         ) as store:
             yield store
             store.check_invariants()

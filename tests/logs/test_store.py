@@ -23,7 +23,7 @@ from codeartsfs.errors import (
 )
 from codeartsfs.logs.body import Body
 from codeartsfs.logs.disk import DiskTier, LogMeta
-from codeartsfs.logs.store import OpenLog
+from codeartsfs.logs.store import LogStore, OpenLog
 from codeartsfs.model import LogNote
 from codeartsfs.names import LogKey, RecordId
 from tests.logs.fakes import (
@@ -40,6 +40,7 @@ from tests.logs.fakes import (
 )
 
 LOG = text(10_000)
+LARGE = text(100_000)
 
 
 def open_files() -> int:
@@ -739,11 +740,11 @@ async def test_record_that_is_gone_does_not_hide_its_cached_log(
 async def test_probe_that_nobody_follows_is_dropped_and_its_size_remembered(
     world: World, mock_clock: MockClock
 ) -> None:
-    world.source.logs[KEY] = LOG
+    world.source.logs[KEY] = LARGE
     world.source.stalls_at = 1000
     before = open_files()
     async with world.store() as store:
-        assert (await store.stat(KEY)).size_bytes == len(LOG)
+        assert (await store.stat(KEY)).size_bytes == len(LARGE)
         mock_clock.jump(1.999)
         await wait_all_tasks_blocked()
         assert world.source.flying == 1
@@ -752,9 +753,20 @@ async def test_probe_that_nobody_follows_is_dropped_and_its_size_remembered(
         assert world.source.flying == 0
         known = store.peek(KEY)
         assert known is not None
-        assert known.size_bytes == len(LOG)
+        assert known.size_bytes == len(LARGE)
         assert store.statistics().open_logs == 0
     assert open_files() == before
+    assert len(world.source.calls) == 1
+
+
+async def test_probe_of_a_small_log_takes_it_whole_and_holds_nothing_up(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.source.logs[KEY] = LOG
+    async with world.store() as store:
+        assert (await store.stat(KEY)).size_bytes == len(LOG)
+        await landed(store)  # though the clock stands still
+        assert await content_of(store) == LOG
     assert len(world.source.calls) == 1
 
 
@@ -775,12 +787,12 @@ async def test_open_after_a_probe_goes_on_with_its_download(
 async def test_open_after_a_dropped_probe_downloads_anew(
     world: World, mock_clock: MockClock
 ) -> None:
-    world.source.logs[KEY] = LOG
+    world.source.logs[KEY] = LARGE
     async with world.store() as store:
         await store.stat(KEY)
         mock_clock.jump(2)
         await landed(store)
-        assert await content_of(store) == LOG
+        assert await content_of(store) == LARGE
         await landed(store)
     assert [call.prefix_bytes for call in world.source.calls] == [0, 0]
 
@@ -916,3 +928,151 @@ async def test_the_disk_is_looked_through_once_for_a_record_nothing_is_noted_of(
             assert stat is not None
             assert stat.size_bytes == 4
         assert looks == [RECORD]
+
+
+# Following.
+
+
+async def looked_at_every(world: World, store: LogStore, clock: MockClock, seconds: int) -> int:
+    """Stat a log ten times a second for a while, and return how often that reached the API."""
+    before = len(world.source.calls)
+    for _ in range(seconds * 10):
+        await store.stat(KEY)
+        await landed(store)
+        clock.jump(0.1)
+    return len(world.source.calls) - before
+
+
+async def test_a_running_log_is_looked_at_once_a_refresh_however_often_somebody_looks(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.states.run = RUNNING
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        assert (await store.open(KEY)).stat.size_bytes == 4
+        await landed(store)
+        assert 9 <= await looked_at_every(world, store, mock_clock, 10) <= 10
+
+
+async def test_a_quiet_log_is_looked_at_less_often_until_it_grows(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.states.run = RUNNING
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        opened = await store.open(KEY)
+        await landed(store)
+        mock_clock.jump(700)
+        assert 2 <= await looked_at_every(world, store, mock_clock, 10) <= 3
+        world.source.logs[KEY] += b"more\n"
+        mock_clock.jump(5)
+        await store.stat(KEY)
+        await landed(store)
+        assert opened.stat.size_bytes == 9
+        assert 9 <= await looked_at_every(world, store, mock_clock, 10) <= 10
+        opened.close()
+
+
+async def test_looks_at_a_log_that_comes_whole_transfer_no_more_than_so_much_a_second(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.states.run = RUNNING
+    world.source.whole = True
+    world.source.chunk_bytes = 1 << 20
+    size_bytes = 32 << 20
+    world.source.logs[KEY] = bytes(size_bytes)
+    async with world.store() as store:
+        opened = await store.open(KEY)
+        await landed(store)
+        mock_clock.jump(2)
+        await store.stat(KEY)  # shows that it comes whole
+        await landed(store)
+        looks = await looked_at_every(world, store, mock_clock, 12)
+        assert looks * size_bytes <= 12 * (8 << 20)
+        assert looks > 0
+        opened.close()
+
+
+async def test_a_log_is_sealed_only_a_while_after_its_stage_was_over(
+    world: World, mock_clock: MockClock
+) -> None:
+    just_now = replace(OVER, finished_ns=time.time_ns())
+    world.states.run = just_now
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        opened = await store.open(KEY)
+        await landed(store)
+        assert not opened.stat.final
+        assert opened.stat.modified_ns >= just_now.finished_ns  # type: ignore[operator]
+        # The service writes out what it still held.
+        world.source.logs[KEY] += b"the last words\n"
+        mock_clock.jump(5)
+        await store.stat(KEY)
+        await landed(store)
+        assert (opened.stat.size_bytes, opened.stat.final) == (19, False)
+        mock_clock.jump(6)
+        await store.stat(KEY)
+        await landed(store)
+        assert (opened.stat.size_bytes, opened.stat.final) == (19, True)
+        opened.close()
+        calls = len(world.source.calls)
+        assert await content_of(store) == b"log\nthe last words\n"
+        assert len(world.source.calls) == calls
+        # The look that sealed it compared all of it.
+        assert (world.source.calls[-1].prefix_bytes, world.source.calls[-1].tail_bytes) == (19, 0)
+
+
+async def test_a_log_whose_stage_was_over_long_ago_is_sealed_at_once(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        opened = await store.open(KEY)
+        await landed(store)
+        assert opened.stat.final
+        opened.close()
+
+
+async def test_a_stage_that_is_over_by_word_alone_is_waited_for_too(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.states.run = replace(RUNNING, status="ABORTED", started_ns=1)
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        opened = await store.open(KEY)
+        await landed(store)
+        assert not opened.stat.final
+        mock_clock.jump(11)
+        await store.stat(KEY)
+        await landed(store)
+        assert opened.stat.final
+        opened.close()
+
+
+async def test_a_look_can_be_ordered(world: World, mock_clock: MockClock) -> None:
+    world.states.run = None  # the API does not tell: age would decide
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        await content_of(store)
+        await landed(store)
+        world.source.logs[KEY] += b"more\n"
+        assert await content_of(store) == b"log\n"
+        stat = await store.refresh(KEY)
+        assert (stat.size_bytes, stat.final) == (9, False)
+        assert await content_of(store) == b"log\nmore\n"
+        await landed(store)
+        world.source.failure = ApiUnavailable("down")
+        with pytest.raises(ApiUnavailable):
+            await store.refresh(KEY)
+        await landed(store)
+        assert await content_of(store) == b"log\nmore\n"
+
+
+async def test_an_order_costs_nothing_for_a_final_log(world: World, mock_clock: MockClock) -> None:
+    world.source.logs[KEY] = b"log\n"
+    async with world.store() as store:
+        await content_of(store)
+        await landed(store)
+        calls = len(world.source.calls)
+        assert (await store.refresh(KEY)).final
+        assert len(world.source.calls) == calls
