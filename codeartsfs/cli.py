@@ -1,5 +1,6 @@
 """The command line. A user's mistake ends in one clear line and a documented exit code."""
 
+import errno
 import json
 import logging
 import os
@@ -148,6 +149,14 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="How old a running log may be when it is looked at.",
 )
 @_option(
+    "--settle",
+    type=seconds,
+    metavar="SECONDS",
+    default=10.0,
+    show_default=True,
+    help="How long after its stage was over a log may still get its last lines.",
+)
+@_option(
     "--ca-file",
     type=click.Path(resolve_path=True),
     metavar="F",
@@ -194,6 +203,7 @@ def mount(
     max_downloads: int,
     max_requests_per_second: float,
     refresh: float,
+    settle: float,
     ca_file: str | None,
     options: frozenset[str],
     daemon: bool,
@@ -269,6 +279,7 @@ def mount(
         max_downloads=max_downloads,
         max_requests_per_second=max_requests_per_second,
         refresh_s=refresh,
+        settle_s=settle,
         ca_file=ca_file,
         mount_options=options,
         projects=tuple(dict.fromkeys(project)),
@@ -297,6 +308,29 @@ def umount(mountpoint: Path, lazy: bool) -> None:
         _refuse(str(error), EXIT_NO_FUSE)
     except mountpoints.MountPointError as error:
         _refuse(str(error), EXIT_MOUNT_POINT)
+
+
+@main.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+def refresh(paths: tuple[str, ...]) -> None:
+    """Look at the API now for each PATH in a mount, however new what is known of it is.
+
+    Of use where the API does not tell whether a log can still grow. A PATH may be a log, a
+    record, a job or by-job itself. Exit code 1 where one could not be refreshed.
+    """
+    failed = False
+    for path in paths:
+        try:
+            outcome = os.getxattr(path, "user.codearts.refresh").decode()
+        except OSError as error:
+            not_ours = error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)
+            reason = "nothing that a mount of codeartsfs shows" if not_ours else error.strerror
+            click.echo(f"Error: {path}: {reason}", err=True)
+            failed = True
+        else:
+            click.echo(f"{path}: {outcome}")
+    if failed:
+        sys.exit(EXIT_FAILURE)
 
 
 def _serve(config: MountConfig, credentials: Any, on_ready: Callable[[], None]) -> None:

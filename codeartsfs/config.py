@@ -42,6 +42,7 @@ class MountConfig:
     max_downloads: int
     max_requests_per_second: float
     refresh_s: float
+    settle_s: float
     ca_file: str | None
     mount_options: frozenset[str]
     projects: tuple[ProjectId, ...] = ()

@@ -10,22 +10,24 @@ import resource
 import signal
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import cachetools
 import trio
 
 import codeartsfs
 from codeartsfs.api.auth import Credentials
-from codeartsfs.api.client import ApiClient, open_client
+from codeartsfs.api.client import ApiClient, LogBody, LogPlace, open_client
 from codeartsfs.api.pace import Pace
 from codeartsfs.builds.catalog import Catalog
 from codeartsfs.builds.index import open_index
 from codeartsfs.builds.jobs import Jobs
 from codeartsfs.config import MountConfig
+from codeartsfs.errors import CodeArtsError
 from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.callers import Callers
 from codeartsfs.fs.mount import Mount, open_mount
@@ -34,6 +36,8 @@ from codeartsfs.fs.operations import Operations, StatSize
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.disk import DiskTier
 from codeartsfs.logs.store import LogStore, open_log_store
+from codeartsfs.model import LogPrefix
+from codeartsfs.names import LogKey
 from codeartsfs.notify import Notifier
 
 log = logging.getLogger(__name__)
@@ -72,18 +76,25 @@ async def serve(
         index = None
         if config.cache_dir is not None:
             index = await stack.enter_async_context(open_index(config.cache_dir))
-        catalog = Catalog(client, refresh_s=config.refresh_s, index=index)
+        asking = await stack.enter_async_context(_cancelled_at_the_end())
+        catalog = Catalog(client, asking, index)
         jobs = Jobs(
-            client, catalog, config.projects, builds_per_job=config.builds_per_job, index=index
+            client,
+            catalog,
+            config.projects,
+            asking,
+            builds_per_job=config.builds_per_job,
+            index=index,
         )
         store = await stack.enter_async_context(
             open_log_store(
-                client,
+                _PlacedLogs(client, catalog, jobs),
                 catalog,
                 memory_bytes=config.memory_cache_bytes,
                 disk=disk,
                 scratch=_scratch(),
                 refresh_s=config.refresh_s,
+                settle_s=config.settle_s,
             )
         )
         status = _Status(config, credentials, client, store)
@@ -102,6 +113,13 @@ async def serve(
             open_mount(config.mountpoint, operations, watched, source, config.mount_options)
         )
         await _look_after(mount, status, notifier, on_ready)
+
+
+@asynccontextmanager
+async def _cancelled_at_the_end() -> AsyncIterator[trio.Nursery]:
+    async with trio.open_nursery() as nursery:
+        yield nursery
+        nursery.cancel_scope.cancel()
 
 
 async def _look_after(
@@ -154,6 +172,48 @@ async def _prove_life(mount: Mount, notifier: Notifier, every_s: float) -> None:
         else:
             notifier.watchdog()
         await trio.sleep(every_s)
+
+
+class _PlacedLogs:
+    """The API's logs; where the server ignores ranges, it says where they can be had by offset."""
+
+    def __init__(self, client: ApiClient, catalog: Catalog, jobs: Jobs) -> None:
+        self._client = client
+        self._catalog = catalog
+        self._jobs = jobs
+        self._places: cachetools.LRUCache[LogKey, LogPlace | None] = cachetools.LRUCache(1000)
+
+    @asynccontextmanager
+    async def task_log(self, key: LogKey, after: LogPrefix | None = None) -> AsyncIterator[LogBody]:
+        place = None
+        if after is not None and not self._client.honours_ranges:
+            place = await self._place(key)
+        async with self._client.task_log(key, after, place) as body:
+            yield body
+
+    async def _place(self, key: LogKey) -> LogPlace | None:
+        if key not in self._places:
+            try:
+                self._places[key] = await self._find(key)
+            except CodeArtsError as failure:
+                log.info("no pages of %s just now: %s", key, failure)
+                return None
+        return self._places[key]
+
+    async def _find(self, key: LogKey) -> LogPlace | None:
+        build, run = await self._catalog.build(key.record), self._catalog.known_run(key)
+        if build is None or build.build_no is None or run is None:
+            return None
+        for project in self._jobs.projects:
+            if self._jobs.job_of(build) is None:
+                await self._jobs.jobs(project)
+        job = self._jobs.job_of(build)
+        if job is None:
+            return None
+        # Which number of a stage its step id is, the API does not say.
+        numbers = (run.sequence, run.stage.order[1])
+        steps = tuple(dict.fromkeys(number for number in numbers if number is not None))
+        return LogPlace(job.job_id, build.build_no, steps)
 
 
 class _Status:

@@ -21,11 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "notify": set(),
     "background": set(),
 }
-# The errno of an answer is chosen in fs/reply.py alone. The two others read that of an OSError.
+# The errno of an answer is chosen in fs/reply.py alone. The others read that of an OSError.
 ONLY_IN = {
     "httpx": ("api/",),
     "pyfuse3": ("fs/",),
-    "errno": ("fs/reply.py", "fs/mountpoint.py", "logs/disk.py"),
+    "errno": ("fs/reply.py", "fs/mountpoint.py", "logs/disk.py", "cli.py"),
     "starlette": ("emulator/",),
     "hypercorn": ("emulator/",),
 }

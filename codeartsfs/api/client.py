@@ -206,6 +206,11 @@ class ApiClient:
             calls_open=self._pace.calls_open,
         )
 
+    @property
+    def honours_ranges(self) -> bool:
+        """Whether the server was not seen to ignore ``Range`` for logs that grow."""
+        return self._log_access.ranges is not False
+
     def task_log(
         self, key: LogKey, after: LogPrefix | None = None, place: LogPlace | None = None
     ) -> AbstractAsyncContextManager[LogBody]:

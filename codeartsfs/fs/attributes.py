@@ -63,9 +63,10 @@ class Attributes:
             "last_error": self._catalog.last_error(record),
         }
         if build is not None:
+            job = self._jobs.job_of(build)
             values |= {
                 "status": build.status,
-                "job": self._jobs.name_of(build.build_project_id) or "",
+                "job": job.name if job else "",
                 "build_number": str(build.build_no or ""),
                 "branch": build.branch,
                 "commit": build.revision,

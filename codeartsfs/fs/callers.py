@@ -17,7 +17,10 @@ _LOOK_EVERY_S = 0.2
 _FATAL = frozenset({1, 2, 3, 9, 15})  # HUP, INT, QUIT, KILL, TERM
 
 LISTING_PROGRAMS = frozenset(
-    {"ls", "find", "du", "tree", "bash", "zsh", "fish", "mc", "exa", "eza", "lsd", "ncdu"}
+    {
+        *("ls", "find", "du", "tree", "bash", "zsh", "fish", "mc", "exa", "eza", "lsd", "ncdu"),
+        "getfattr",  # stats what it then asks for attributes
+    }
 )
 
 

@@ -16,6 +16,7 @@ class _Inode:
     node: Node
     lookups: int = 0
     sized: bool = False
+    told_bytes: int = 0
 
 
 class InodeTable:
@@ -70,6 +71,14 @@ class InodeTable:
         entry = self._inodes[inode]
         first, entry.sized = not entry.sized, True
         return first
+
+    def tell_bytes(self, inode: pyfuse3.InodeT, size_bytes: int) -> None:
+        """Remember the size that the kernel is told of a file."""
+        self._inodes[inode].told_bytes = size_bytes
+
+    def told_bytes(self, inode: pyfuse3.InodeT) -> int:
+        """Return the size that the kernel was told last, 0 before that."""
+        return self._inodes[inode].told_bytes
 
     def check_invariants(self) -> None:
         assert len(self._inodes) == len(self._numbers)

@@ -30,7 +30,14 @@ from codeartsfs.fs.nodes import (
     RecordFile,
     StatusFile,
 )
-from codeartsfs.fs.reply import no_attribute, no_entry, read_only, replies, unsupported
+from codeartsfs.fs.reply import (
+    ignoring_unknown_inodes,
+    no_attribute,
+    no_entry,
+    read_only,
+    replies,
+    unsupported,
+)
 from codeartsfs.fs.tree import Entries, Tree
 from codeartsfs.logs.store import LogStore, OpenLog
 
@@ -39,6 +46,8 @@ _LONG_S = 3600.0  # for what cannot change
 _NEGATIVE_S = 60.0  # for names that can never exist
 _NAME_S = 60.0
 _OUR_ATTRIBUTES = b"user."
+# Not listed: reading it is an order. What is mounted read-only takes no other.
+REFRESH_ATTRIBUTE = b"user.codearts.refresh"
 
 
 class StatSize(Enum):
@@ -52,6 +61,7 @@ class StatSize(Enum):
 @dataclass(slots=True)
 class _LogHandle:
     log: OpenLog
+    inode: pyfuse3.InodeT
     pid: int  # who opened it; read requests do not tell
 
 
@@ -130,6 +140,8 @@ class Operations(pyfuse3.Operations):
             if self._stat_size is not StatSize.ZERO:
                 await self._learn_size(node, ctx.pid)
             self._check_generation(node)
+            known = self._store.peek(node.key)
+            self.inodes.tell_bytes(inode, known.size_bytes if known else 0)
         elif not self._tree.certain(node):
             # Like the size of a log, what record.json holds is not worth a call to who lists.
             if not (isinstance(node, RecordFile) and callers.lists_only(ctx.pid)):
@@ -201,6 +213,9 @@ class Operations(pyfuse3.Operations):
     ) -> bytes:
         if not name.startswith(_OUR_ATTRIBUTES):
             raise unsupported()  # (rule 14) so ls asks once, not once per file
+        if name == REFRESH_ATTRIBUTE:
+            with self._callers.waiting(ctx.pid):
+                return (await self._refresh(self.inodes.node(inode))).encode()
         value = (await self._extended.of(self.inodes.node(inode))).get(name)
         if value is None:
             raise no_attribute()
@@ -211,6 +226,19 @@ class Operations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> Sequence[bytes]:
         return tuple(await self._extended.of(self.inodes.node(inode)))
+
+    async def _refresh(self, node: Node) -> str:
+        """Look at the API now, whatever is known and however new it is; say what came of it."""
+        if not isinstance(node, LogFile):
+            await self._tree.refresh(node)
+            return "listed anew"
+        before = self._store.peek(node.key)
+        after = await self._store.refresh(node.key)
+        if before is not None and before.final and after.final:
+            return f"{after.size_bytes} bytes, final"
+        grown_bytes = after.size_bytes - (before.size_bytes if before else 0)
+        final = ", now final" if after.final else ""
+        return f"{after.size_bytes} bytes, {grown_bytes} new{final}"
 
     # Files.
 
@@ -234,7 +262,7 @@ class Operations(pyfuse3.Operations):
         except BaseException:
             opened.close()
             raise
-        fh = self._handle(_LogHandle(opened, callers.process_of(ctx.pid)))
+        fh = self._handle(_LogHandle(opened, inode, callers.process_of(ctx.pid)))
         # The kernel fills the last page of a file up with zeros, and when it hears of growth it
         # shows them for a moment before it drops that page. So what runs stays out of its cache.
         known = opened.stat
@@ -271,7 +299,20 @@ class Operations(pyfuse3.Operations):
         assert isinstance(handle, _LogHandle)
         self.reads += 1
         with self._callers.waiting(handle.pid):
-            return await handle.log.read(off, size)
+            content = await handle.log.read(off, size)
+        self._announce(handle.inode, off + len(content))
+        return content
+
+    def _announce(self, inode: pyfuse3.InodeT, end: int) -> None:
+        """Let nobody be given bytes of a growing log behind the size that stat shows of it.
+
+        BusyBox's tail takes a size below its position for a truncated file and begins anew.
+        Dropping attributes is safe from the event loop, pages are not touched (rule 10).
+        """
+        if end > self.inodes.told_bytes(inode):
+            self.inodes.tell_bytes(inode, end)
+            with ignoring_unknown_inodes():
+                pyfuse3.invalidate_inode(inode, attr_only=True)
 
     @replies
     async def release(self, fh: pyfuse3.FileHandleT) -> None:

@@ -7,7 +7,8 @@ of the mount, so no handler goes without ``@replies``.
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -56,6 +57,16 @@ def replies(handler: _Handler) -> _Handler:
 
 def no_entry() -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(errno.ENOENT)
+
+
+@contextmanager
+def ignoring_unknown_inodes() -> Iterator[None]:
+    """Notify the kernel of an inode that it may have forgotten meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def no_attribute() -> pyfuse3.FUSEError:

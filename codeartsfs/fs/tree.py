@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import cachetools
-import trio
 
 from codeartsfs.builds.catalog import Catalog, RecordTimes
 from codeartsfs.builds.document import first_failed, record_document
@@ -54,7 +53,6 @@ Entry = tuple[str, Node, RecordTimes | None]
 """Name and node; the times of a record, which need not be in memory otherwise."""
 Entries = tuple[Entry, ...]
 
-_Parts = tuple[BuildRecord | None, tuple[StageRun, ...] | None, str | None]
 _T = TypeVar("_T")
 
 
@@ -64,9 +62,10 @@ class Tree:
         self._jobs = jobs
         self._store = store
         self._kept: set[RecordId] = set()  # seen in the cache: there, whatever the API says
-        self._document_sizes: cachetools.LRUCache[RecordId, tuple[_Parts, int]] = (
-            cachetools.LRUCache(_DOCUMENT_SIZES)
-        )
+        # Of record.json, as long as it would be rendered from the same.
+        self._document_sizes: cachetools.LRUCache[
+            RecordId, tuple[BuildRecord | None, tuple[StageRun, ...] | None, int]
+        ] = cachetools.LRUCache(_DOCUMENT_SIZES)
 
     # Names.
 
@@ -297,7 +296,10 @@ class Tree:
         known = None
         if isinstance(which, Latest):
             known = which.among(await self._jobs.recall_builds(job))
-        record = await _ask(lambda: self._jobs.record(job, which), known.record if known else None)
+        record = await _ask(
+            lambda patience_s: self._jobs.record(job, which, patience_s),
+            known.record if known else None,
+        )
         assert record is not None  # either an answer or what was known
         return record
 
@@ -314,6 +316,26 @@ class Tree:
 
     def _up_from(self, directory: JobDir) -> str:
         return "../../" if self.parent(directory) == JobsDir() else "../../../"
+
+    async def refresh(self, node: Node) -> None:
+        """Ask for what a directory, or the one a node is in, has; however new what is known is.
+
+        Raises:
+            CodeArtsError: the API could not be asked.
+        """
+        match node:
+            case RecordDir(record) | RecordFile(record) | FailedLink(record) | NamesDir(record):
+                await self._catalog.stages(record, ttl_s=0)
+            case NameLink(key):
+                await self._catalog.stages(key.record, ttl_s=0)
+            case JobDir() | BuildLink():
+                directory = node if isinstance(node, JobDir) else node.job
+                job = await self._jobs.job(directory.project, directory.name)
+                await self._jobs.builds(job, ttl_s=0)
+            case JobsDir() | ProjectDir():
+                projects = (node.project,) if isinstance(node, ProjectDir) else self._jobs.projects
+                for project in projects:
+                    await self._jobs.jobs(project, ttl_s=0)
 
     # Listings.
 
@@ -359,13 +381,14 @@ class Tree:
     async def _all_jobs(self, project: ProjectId) -> Entries:
         await self._jobs.recall(project)
         known = self._jobs.known_jobs(project) or None
-        jobs = await _ask(lambda: self._jobs.jobs(project), known)
+        jobs = await _ask(lambda patience_s: self._jobs.jobs(project, patience_s=patience_s), known)
         return tuple((name, JobDir(project, name), None) for name in jobs or ())
 
     async def _all_builds(self, directory: JobDir) -> Entries:
         job = await self._jobs.job(directory.project, directory.name)
         known = await self._jobs.recall_builds(job) or None
-        builds = await _ask(lambda: self._jobs.builds(job), known) or ()
+        builds = await _ask(lambda patience_s: self._jobs.builds(job, patience_s=patience_s), known)
+        builds = builds or ()
         numbers = (build.build_no for build in builds)
         which: list[Which] = [latest for latest in Latest if latest.among(builds)]
         which += dict.fromkeys(number for number in numbers if number is not None)
@@ -401,7 +424,11 @@ class Tree:
         """Return the stages of a record, as last told where the API is of no help."""
         await self._catalog.recall(record)
         known = self._catalog.known_stages(record)
-        return await _ask(lambda: self._catalog.stages(record), known, kept=record in self._kept)
+        return await _ask(
+            lambda patience_s: self._catalog.stages(record, patience_s=patience_s),
+            known,
+            kept=record in self._kept,
+        )
 
     # record.json.
 
@@ -414,12 +441,12 @@ class Tree:
         """
         runs = await self._runs(record)
         known = self._catalog.known_build(record)
-        build = await _ask(lambda: self._catalog.build(record), known)
+        build = await _ask(lambda patience_s: self._catalog.build(record, patience_s), known)
         if runs is None and build is None:
             raise BuildNotFound(record, "the API does not tell of it here")
-        job = self._jobs.name_of(build.build_project_id) if build else None
-        text = record_document(record, build, runs, job)
-        self._document_sizes[record] = ((build, runs, job), len(text))
+        job = self._jobs.job_of(build) if build else None
+        text = record_document(record, build, runs, job.name if job else None)
+        self._document_sizes[record] = (build, runs, len(text))
         return text
 
     def document_bytes(self, record: RecordId) -> int:
@@ -427,23 +454,23 @@ class Tree:
         known = self._document_sizes.get(record)
         if known is None:
             return 0
-        (build, runs, _), size_bytes = known
+        build, runs, size_bytes = known
         current = build is self._catalog.known_build(record)
         return size_bytes if current and runs is self._catalog.known_stages(record) else 0
 
 
 async def _ask(
-    ask: Callable[[], Awaitable[_T | None]], known: _T | None, *, kept: bool = False
+    ask: Callable[[float], Awaitable[_T | None]], known: _T | None, *, kept: bool = False
 ) -> _T | None:
     """Return the API's answer, or what is known where the API is down or slow.
 
     Args:
+        ask: called with the seconds that the API may take.
         kept: something of it is here for good, so not even the API's "no such thing" counts.
     """
     here = kept or known is not None
     try:
-        with trio.move_on_after(_PATIENCE_S if here else float("inf")):
-            return await ask()
+        return await ask(_PATIENCE_S if here else float("inf"))
     except NotFound:
         if not kept:
             raise

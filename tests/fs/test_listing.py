@@ -37,9 +37,9 @@ def record(number: int) -> RecordId:
 async def operations_of(
     world: World, builds: FakeBuilds, index: Index | None = None
 ) -> AsyncIterator[tuple[Operations, Catalog]]:
-    catalog = Catalog(builds, refresh_s=1.0, index=index)
-    jobs = Jobs(FakeJobs(), catalog, (), builds_per_job=100)
-    async with world.store() as store:
+    async with world.store() as store, trio.open_nursery() as nursery:
+        catalog = Catalog(builds, nursery, index)
+        jobs = Jobs(FakeJobs(), catalog, (), nursery, builds_per_job=100)
         yield (
             Operations(
                 Tree(catalog, jobs, store),
@@ -52,6 +52,7 @@ async def operations_of(
             ),
             catalog,
         )
+        nursery.cancel_scope.cancel()
 
 
 class Kernel:

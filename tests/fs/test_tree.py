@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from codeartsfs.builds.catalog import Catalog, RecordTimes
@@ -52,10 +53,11 @@ class Trees:
 
     @asynccontextmanager
     async def tree(self) -> AsyncIterator[tuple[Tree, LogStore]]:
-        async with self.world.store() as store:
-            catalog = Catalog(self.builds, refresh_s=1.0)
-            jobs = Jobs(self.jobs, catalog, self.projects, builds_per_job=100)
+        async with self.world.store() as store, trio.open_nursery() as nursery:
+            catalog = Catalog(self.builds, nursery)
+            jobs = Jobs(self.jobs, catalog, self.projects, nursery, builds_per_job=100)
             yield Tree(catalog, jobs, store), store
+            nursery.cancel_scope.cancel()
 
     @property
     def calls(self) -> int:

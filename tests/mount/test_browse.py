@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import sqlite3
 import sys
 import time
@@ -504,6 +505,7 @@ def test_sizes_of_an_earlier_visit_are_shown_after_a_restart(rig: Rig) -> None:
     assert rig.shell("stat *.log", cwd=folder).code == 0
     assert emulator.calls() == 40
     mounted.stop()
+    shutil.rmtree(rig.folder / "cache/v1" / record_id(1))  # small logs are kept, once they came
     mounted = rig.mount(emulator)
     with emulator.costs():
         assert rig.shell(show, cwd=folder).out == expected
@@ -739,13 +741,13 @@ def test_listing_thousands_of_records_is_right_while_others_look_up_more(rig: Ri
     seen = rig.folder / "seen"
     with seen.open("wb") as file:
         other = rig.start("bash", "-c", script, "bash", *more, cwd=mounted.path, stdout=file)
+    wait_until(lambda: seen.stat().st_size > 0)
     for _ in range(5):
         before = set(seen.read_text().split()[:-1])
         names = rig.run("ls", "-U", mounted.path).out.decode().split()
         assert len(names) == len(set(names))
         assert known | before <= set(names) <= known | set(more)
-    assert other.poll() is None
-    assert len(seen.read_text().split()) > 1
+    assert other.poll() is None  # it was at it all the time
     other.kill()
     rig.finish(other)
     walks = [rig.run("find", mounted.path, timeout_s=120).out.split(b"\n") for _ in range(2)]

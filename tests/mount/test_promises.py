@@ -526,37 +526,6 @@ def test_the_cache_is_private(rig: Rig, recordings: Path) -> None:
 # Running logs.
 
 
-def test_tail_follows_a_running_log_line_by_line_to_its_end(rig: Rig, live: Path) -> None:
-    emulator = rig.emulator(live)
-    emulator.grow(FIRST, stage="stage1", append="line 0\n")
-    mounted = rig.mount(emulator)
-    seen = rig.folder / "seen"
-    with seen.open("wb") as file:
-        tail = rig.start("tail", "-n", "+1", "-f", mounted / LOG, stdout=file)
-    written = "line 0\n"
-    wait_until(lambda: seen.read_text() == written)
-    for number in range(1, 25):
-        line = f"line {number}" + " 开" * (number * 200) + "\n"
-        half = len(line) // 2
-        for piece in (line[:half], line[half:]):
-            emulator.grow(FIRST, stage="stage1", append=piece)
-            written += piece
-        time.sleep(0.1)  # so that growth is seen in several steps, not in one
-    emulator.grow(FIRST, stage="stage1", append="the end\n", finish=True)
-    written += "the end\n"
-    wait_until(lambda: len(seen.read_bytes()) >= len(written.encode()))
-    time.sleep(1.5)  # tail looks once a second: one more look must bring nothing more
-    assert seen.read_text() == written
-    assert rig.run("cat", mounted / LOG).out.decode() == written
-    tail.terminate()
-    assert rig.finish(tail).err == b""
-    mounted.stop()
-    before = emulator.calls()
-    mounted = rig.mount(emulator)
-    assert rig.run("cat", mounted / LOG).out.decode() == written
-    assert emulator.calls() == before  # it was sealed
-
-
 def test_busy_readers_of_a_growing_log_see_only_what_was_written(rig: Rig, live: Path) -> None:
     # Growth a few hundred times while others read: the kernel must not show any of them the
     # zeros with which it fills up the last page of a file in its cache.
@@ -587,7 +556,7 @@ def test_a_running_log_can_be_mapped_privately_only(rig: Rig, live: Path) -> Non
     # The price of keeping it out of the kernel's cache; finished logs can be mapped any way.
     emulator = rig.emulator(live)
     emulator.grow(FIRST, stage="stage1", append="a line\n")
-    mounted = rig.mount(emulator)
+    mounted = rig.mount(emulator, "--settle", "0.1")
     script = """
 import mmap, sys
 with open(sys.argv[1], "rb") as file:
@@ -599,8 +568,8 @@ with open(sys.argv[1], "rb") as file:
     assert f"[Errno {errno.ENODEV}]".encode() in shared.err
     assert rig.run("rg", "--mmap", "-c", "line", mounted / LOG).out == b"1\n"
     emulator.grow(FIRST, stage="stage1", finish=True)
-    time.sleep(1.1)  # older than --refresh now
-    assert rig.run(sys.executable, "-c", script, mounted / LOG, "MAP_SHARED").code == 0
+    map_shared = (sys.executable, "-c", script, mounted / LOG, "MAP_SHARED")
+    wait_until(lambda: rig.run(*map_shared).code == 0)  # once it is sealed
 
 
 def test_a_stage_that_has_not_begun_is_an_empty_file(rig: Rig, live: Path) -> None:
