@@ -21,7 +21,7 @@ import trio
 
 import codeartsfs
 from codeartsfs.api.auth import Credentials
-from codeartsfs.api.client import ApiClient, LogBody, LogPlace, open_client
+from codeartsfs.api.client import ApiClient, Delivered, LogBody, LogPlace, open_client
 from codeartsfs.api.pace import Pace
 from codeartsfs.builds.catalog import Catalog
 from codeartsfs.builds.index import open_index
@@ -184,11 +184,16 @@ class _PlacedLogs:
         self._places: cachetools.LRUCache[LogKey, LogPlace | None] = cachetools.LRUCache(1000)
 
     @asynccontextmanager
-    async def task_log(self, key: LogKey, after: LogPrefix | None = None) -> AsyncIterator[LogBody]:
+    async def task_log(
+        self,
+        key: LogKey,
+        after: LogPrefix | None = None,
+        delivered: Delivered | None = None,
+    ) -> AsyncIterator[LogBody]:
         place = None
         if after is not None and not self._client.honours_ranges:
             place = await self._place(key)
-        async with self._client.task_log(key, after, place) as body:
+        async with self._client.task_log(key, after, delivered, place=place) as body:
             yield body
 
     async def _place(self, key: LogKey) -> LogPlace | None:

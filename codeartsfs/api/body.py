@@ -33,6 +33,9 @@ _OVERLAP_BYTES = 4 << 10
 _INFLATE_STEP_BYTES = 256 << 10
 _UNWIND_S = 1.0
 
+Delivered = Callable[[int], Awaitable["hashlib._Hash"]]
+"""Returns the hash of the first so many bytes of a log, once whoever reads it has them."""
+
 _INFLATED = frozenset({"gzip", "x-gzip", "deflate"})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 
@@ -195,6 +198,7 @@ class LogBody:
         access: LogAccess,
         pages: Callable[[int, bytes], Awaitable[LogPages | None]],
         after: LogPrefix | None = None,
+        delivered: Delivered | None = None,
     ) -> None:
         """Read a log.
 
@@ -204,6 +208,7 @@ class LogBody:
             access: What the server was seen to offer; learned from here.
             pages: Opens what follows an offset, called with it and the bytes before it.
             after: What is here already.
+            delivered: Who hashes what is delivered; None to do so here.
         """
         self.size_bytes: int | None = None
         self.request_id = ""
@@ -223,6 +228,7 @@ class LogBody:
         self._etag = ""
         self._peeked = b""
         self._may_be_envelope = False
+        self._delivered = delivered
         # INVARIANT: _hash, _tail and _offset describe exactly the bytes delivered so far.
         self._hash = after.sha256.copy() if after else hashlib.sha256()
         self._tail = after.tail if after else b""
@@ -231,11 +237,6 @@ class LogBody:
         self._begun_at = self._offset
         self._unframed = False
         self._confirmed = -1
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the bytes delivered so far, in hex; of the whole log at the end."""
-        return self._hash.hexdigest()
 
     def __aiter__(self) -> "LogBody":
         return self
@@ -301,7 +302,8 @@ class LogBody:
 
     def _deliver(self, chunk: bytes) -> bytes:
         self._offset += len(chunk)
-        self._hash.update(chunk)
+        if self._delivered is None:
+            self._hash.update(chunk)
         if len(chunk) >= _OVERLAP_BYTES:
             self._tail = chunk  # kept whole: cutting it at every chunk would copy
         else:
@@ -426,9 +428,15 @@ class LogBody:
                 chunk = chunk[:left]
             again.update(chunk)
             left -= len(chunk)
-        if offset and again.digest() != self._hash.digest():
+        if offset and again.digest() != (await self._hash_of(offset)).digest():
             raise LogRewritten(self._key)
         self._announce(length)
+
+    async def _hash_of(self, offset: int) -> "hashlib._Hash":
+        """Return the hash of all that was delivered, which ends at ``offset``."""
+        if self._delivered is None or offset == self._begun_at:
+            return self._hash
+        return await self._delivered(offset)
 
     def _empty(self) -> Exception:
         """Nothing, where there was something, is no log yet, or none any more; not another log."""

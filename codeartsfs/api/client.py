@@ -16,11 +16,12 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
 from urllib.parse import quote
 
+import httpcore
 import httpx
 
 from codeartsfs import __version__
 from codeartsfs.api.auth import Credentials, one_line
-from codeartsfs.api.body import Chunks, LogBody, read_at_most, trouble
+from codeartsfs.api.body import Chunks, Delivered, LogBody, read_at_most, trouble
 from codeartsfs.api.endpoints import (
     REGIONS,
     EndpointError,
@@ -62,6 +63,7 @@ __all__ = [
     "REGIONS",
     "ApiClient",
     "ApiCounts",
+    "Delivered",
     "EndpointError",
     "LogBody",
     "LogPlace",
@@ -70,6 +72,7 @@ __all__ = [
     "open_client",
 ]
 
+_READ_BYTES = 256 << 10
 _MOST_REDIRECTS = 5
 _JSON_LIMIT_BYTES = 16 << 20
 _ERROR_BODY_LIMIT_BYTES = 64 << 10
@@ -127,6 +130,9 @@ async def open_client(
         EndpointError: ``endpoint`` or ``ca_file`` cannot be used.
     """
     base = check_endpoint(endpoint)
+    # What one read of a socket takes at most. With the 64 KiB that are usual, a large log costs
+    # half as much processor time again.
+    httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = _READ_BYTES
     _keep_headers_out_of_logs()
     host = httpx.URL(base).host
     here = {"localhost", "127.0.0.1", "::1", *([host] if is_loopback(host) else [])}
@@ -212,23 +218,34 @@ class ApiClient:
         return self._log_access.ranges is not False
 
     def task_log(
-        self, key: LogKey, after: LogPrefix | None = None, place: LogPlace | None = None
+        self,
+        key: LogKey,
+        after: LogPrefix | None = None,
+        delivered: Delivered | None = None,
+        *,
+        place: LogPlace | None = None,
     ) -> AbstractAsyncContextManager[LogBody]:
         """Open one log; its bytes are read by iterating over what the context gives.
 
         Args:
             key: Which log.
             after: What is here already: iteration begins behind it.
+            delivered: Tells the hash of what was delivered, should it have to be compared with what
+                comes again; where nobody does, it is computed on the way.
             place: Where it can be had by offset while it grows, should ranges not be honoured.
 
         Raises:
             LogNotFound: the API has no such record, stage or level (400 or 404).
         """
-        return self._task_log(key, after, place)
+        return self._task_log(key, after, delivered, place)
 
     @asynccontextmanager
     async def _task_log(
-        self, key: LogKey, after: LogPrefix | None, place: LogPlace | None
+        self,
+        key: LogKey,
+        after: LogPrefix | None,
+        delivered: Delivered | None,
+        place: LogPlace | None,
     ) -> AsyncIterator[LogBody]:
         def absent(detail: str) -> NotFound:
             return LogNotFound(key, detail)
@@ -245,7 +262,7 @@ class ApiClient:
             fetch = functools.partial(self._log_page, place)
             return await open_pages(self._log_access, place, fetch, offset, tail)
 
-        body = LogBody(key, self._pace, send, judge, self._log_access, pages, after)
+        body = LogBody(key, self._pace, send, judge, self._log_access, pages, after, delivered)
         try:
             await body.start()
             self._logs_opened += 1

@@ -119,6 +119,16 @@ class Body:
             await self._wait_until_landed(end)
         return await self._pread(offset, end - offset)
 
+    async def hash_at(self, size_bytes: int) -> "hashlib._Hash":
+        """Return the running hash of the landed bytes once these are ``size_bytes``.
+
+        Raises:
+            Exception: they will never land, and why.
+        """
+        await self._wait_until_landed(size_bytes)
+        assert self._landed == size_bytes
+        return self.sha256
+
     async def tail(self, size: int) -> bytes:
         """Return the last landed bytes, at most ``size``."""
         size = min(size, self._landed)

@@ -12,10 +12,11 @@ API tells the stage's state (later where a look transfers all of a large log, or
 come for long), else after a time that doubles from 30 s to a day as long as nothing changes.
 """
 
+import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,8 +76,16 @@ class LogSource(Protocol):
     """Where logs come from."""
 
     def task_log(
-        self, key: LogKey, after: LogPrefix | None = None
-    ) -> AbstractAsyncContextManager[LogAnswer]: ...
+        self,
+        key: LogKey,
+        after: LogPrefix | None,
+        delivered: Callable[[int], Awaitable["hashlib._Hash"]],
+    ) -> AbstractAsyncContextManager[LogAnswer]:
+        """Open a log, of which ``after`` is here already.
+
+        ``delivered`` tells the hash of the first so many bytes, once they have been taken and
+        written: what breaks off may have to be compared with what comes again.
+        """
 
 
 class StageStates(Protocol):
@@ -668,7 +677,12 @@ class LogStore:
             last = over and entry.complete
             tail = b"" if last else await body.tail(_TAIL_BYTES)
             prefix = LogPrefix(body.landed_bytes, body.sha256, tail)
-        async with self._source.task_log(entry.key, prefix) as answer:
+
+        async def delivered(size_bytes: int) -> "hashlib._Hash":
+            assert isinstance(entry.body, Body)
+            return await entry.body.hash_at(size_bytes)
+
+        async with self._source.task_log(entry.key, prefix, delivered) as answer:
             self._downloads += 1
             entry.request_id = answer.request_id
             new = body is None
@@ -744,6 +758,7 @@ class LogStore:
                             await body.append(batch)
                 except OSError as error:
                     failure = error
+                    body.fail(error)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write)
@@ -753,8 +768,8 @@ class LogStore:
                         await send.send(chunk)
                 except trio.BrokenResourceError:
                     pass  # the writer has failed and says why
-                except CodeArtsError as error:
-                    failure = error
+                except (CodeArtsError, OSError) as error:
+                    failure = failure or error
         if failure is not None:
             raise failure
 

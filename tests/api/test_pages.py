@@ -66,7 +66,7 @@ async def follow(server: Server, *prefixes: bytes, key: LogKey = KEY) -> list[by
     pieces = []
     async with scripted(server) as origin, client_of(origin) as client:
         for prefix in prefixes:
-            async with client.task_log(key, prefix_of(prefix), PLACE) as body:
+            async with client.task_log(key, prefix_of(prefix), place=PLACE) as body:
                 pieces.append(await read_all(body))
                 assert body.size_bytes == len(prefix) + len(pieces[-1])
     return pieces
@@ -86,7 +86,7 @@ async def test_where_ranges_are_ignored_pages_bring_what_is_new() -> None:
 async def test_where_ranges_are_honoured_pages_are_not_asked_for() -> None:
     async with scripted(ranged(LOG)) as origin, client_of(origin) as client:
         for _ in range(2):
-            async with client.task_log(KEY, prefix_of(HERE), PLACE) as body:
+            async with client.task_log(KEY, prefix_of(HERE), place=PLACE) as body:
                 assert await read_all(body) == LOG[len(HERE) :]
                 assert not body.whole
         assert {asked.path for asked in origin.asked} == {f"/v4/{RECORD}/task-log"}

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +101,10 @@ class FakeSource:
     most_flying: int = 0
 
     def task_log(
-        self, key: LogKey, after: LogPrefix | None = None
+        self,
+        key: LogKey,
+        after: LogPrefix | None,
+        delivered: Callable[[int], Awaitable["hashlib._Hash"]],
     ) -> AbstractAsyncContextManager[LogAnswer]:
         return self._task_log(key, after)
 
