@@ -19,6 +19,7 @@ from codeartsfs.config import (
     default_cache_dir,
     mount_options,
     mount_point,
+    names,
     project_id,
     read_files,
     seconds,
@@ -157,6 +158,13 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="How long after its stage was over a log may still get its last lines.",
 )
 @_option(
+    "--crawlers",
+    type=names,
+    metavar="NAME[,NAME...]|none",
+    help="Programs that get nothing that would have to be downloaded.  [default: updatedb,"
+    " desktop search, thumbnailers]",
+)
+@_option(
     "--ca-file",
     type=click.Path(resolve_path=True),
     metavar="F",
@@ -204,6 +212,7 @@ def mount(
     max_requests_per_second: float,
     refresh: float,
     settle: float,
+    crawlers: frozenset[str] | None,
     ca_file: str | None,
     options: frozenset[str],
     daemon: bool,
@@ -280,6 +289,7 @@ def mount(
         max_requests_per_second=max_requests_per_second,
         refresh_s=refresh,
         settle_s=settle,
+        crawlers=crawlers,
         ca_file=ca_file,
         mount_options=options,
         projects=tuple(dict.fromkeys(project)),

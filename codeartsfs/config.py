@@ -43,6 +43,7 @@ class MountConfig:
     max_requests_per_second: float
     refresh_s: float
     settle_s: float
+    crawlers: frozenset[str] | None  # None: those that are known
     ca_file: str | None
     mount_options: frozenset[str]
     projects: tuple[ProjectId, ...] = ()
@@ -81,6 +82,12 @@ def mount_point(text: str | Path) -> Path:
     if not os.fspath(text):
         raise click.BadParameter("the mount point is empty")
     return Path(text)
+
+
+def names(text: str) -> frozenset[str]:
+    """Parse a list of names separated by commas; ``none`` or nothing is an empty one."""
+    chosen = frozenset(filter(None, (name.strip() for name in str(text).split(","))))
+    return frozenset() if chosen == {"none"} else chosen
 
 
 def project_id(text: str) -> ProjectId:

@@ -29,7 +29,7 @@ from codeartsfs.builds.jobs import Jobs
 from codeartsfs.config import MountConfig
 from codeartsfs.errors import CodeArtsError
 from codeartsfs.fs.attributes import Attributes
-from codeartsfs.fs.callers import Callers
+from codeartsfs.fs.callers import CRAWLERS, Callers
 from codeartsfs.fs.mount import Mount, open_mount
 from codeartsfs.fs.nodes import CONTROL_DIR, STATUS_FILE
 from codeartsfs.fs.operations import Operations, StatSize
@@ -66,7 +66,8 @@ async def serve(
     pace = Pace(
         max_downloads=config.max_downloads, requests_per_second=config.max_requests_per_second
     )
-    watched = Callers(config.deadline_s)
+    crawlers = CRAWLERS if config.crawlers is None else config.crawlers
+    watched = Callers(config.deadline_s, crawlers)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
             open_client(

@@ -9,6 +9,7 @@ CodeArtsError
 │   └── CredentialsRefused   IAM refused the credentials themselves: asking again may lock the user
 ├── ApiUnavailable           5xx, 429, network trouble or silence, after all retries
 │   └── CallUnavailable      the gateway does not publish this call here; others may work
+├── CrawlerRefused           an indexer wants what is not here: it gets no download
 ├── BadAnswer                an answer that is neither a log nor an error the API documents
 └── LogRewritten             a log no longer begins with the bytes already served
 
@@ -55,6 +56,10 @@ class ApiUnavailable(CodeArtsError):
 
 class CallUnavailable(ApiUnavailable):
     """The gateway answers, but does not publish this call in this region (APIGW.0101)."""
+
+
+class CrawlerRefused(CodeArtsError):
+    """A program that reads everything it finds wants something that is not here."""
 
 
 class BadAnswer(CodeArtsError):

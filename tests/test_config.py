@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeartsfs.config import mount_options, project_id, read_files, size_bytes
+from codeartsfs.config import mount_options, names, project_id, read_files, size_bytes
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,8 @@ def test_ids_of_projects_are_32_characters() -> None:
     for text in ("", "web-app", "0" * 31, "0" * 33, "A" * 32, "../" + "0" * 29):
         with pytest.raises(click.BadParameter, match="32 of 0-9 and a-z"):
             project_id(text)
+
+
+def test_lists_of_names_may_be_none() -> None:
+    assert names("updatedb, locate") == {"updatedb", "locate"}
+    assert names("none") == names("") == names(" , ") == frozenset()

@@ -14,12 +14,24 @@ from pathlib import Path
 import trio
 
 _LOOK_EVERY_S = 0.2
+_NAME_BYTES = 15  # of a program's name, in proc(5) comm
 _FATAL = frozenset({1, 2, 3, 9, 15})  # HUP, INT, QUIT, KILL, TERM
 
 LISTING_PROGRAMS = frozenset(
     {
         *("ls", "find", "du", "tree", "bash", "zsh", "fish", "mc", "exa", "eza", "lsd", "ncdu"),
         "getfattr",  # stats what it then asks for attributes
+    }
+)
+
+
+# They read all they find, over and over, for nobody in particular. The kernel keeps 15 bytes.
+CRAWLERS = frozenset(
+    {
+        *("updatedb", "updatedb.mlocate", "updatedb.plocate"),
+        *("tracker-miner-fs-3", "tracker-extract-3", "localsearch-3", "localsearch-extractor-3"),
+        *("baloo_file", "baloo_file_extractor", "recollindex"),
+        *("tumblerd", "gdk-pixbuf-thumbnailer", "evince-thumbnailer", "totem-video-thumbnailer"),
     }
 )
 
@@ -42,13 +54,24 @@ class _Wait:
 class Callers:
     """All callers that wait right now."""
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, crawlers: frozenset[str] = CRAWLERS) -> None:
+        """Know nobody yet.
+
+        Args:
+            deadline_s: no caller waits longer.
+            crawlers: names of programs that get nothing that is not here.
+        """
         self._deadline_s = deadline_s
+        self._crawlers = frozenset(name[:_NAME_BYTES] for name in crawlers)
         self._waits: set[_Wait] = set()
         self._somebody = trio.Event()
 
     def __len__(self) -> int:
         return len(self._waits)
+
+    def crawls(self, pid: int) -> bool:
+        """Whether the caller is a program that reads all it finds."""
+        return bool(self._crawlers) and program(pid) in self._crawlers
 
     @contextmanager
     def waiting(self, pid: int) -> Iterator[None]:
@@ -112,10 +135,15 @@ def process_of(pid: int) -> int:
     return pid
 
 
-def lists_only(pid: int) -> bool:
-    """Whether the caller is a program that stats every file of a directory just to show it."""
+def program(pid: int) -> str:
+    """Return the name of the program a process runs, its first 15 bytes; empty if unknown."""
     try:
         with open(f"/proc/{pid}/comm", "rb", buffering=0) as comm:
-            return comm.read(64).rstrip(b"\n").decode("utf-8", "replace") in LISTING_PROGRAMS
+            return comm.read(64).rstrip(b"\n").decode("utf-8", "replace")
     except OSError:
-        return False
+        return ""
+
+
+def lists_only(pid: int) -> bool:
+    """Whether the caller is a program that stats every file of a directory just to show it."""
+    return program(pid) in LISTING_PROGRAMS

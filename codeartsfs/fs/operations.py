@@ -15,7 +15,7 @@ from itertools import count
 import pyfuse3
 
 from codeartsfs.builds.catalog import RecordTimes
-from codeartsfs.errors import LogRewritten
+from codeartsfs.errors import CrawlerRefused, LogRewritten
 from codeartsfs.fs import callers
 from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.inodes import InodeTable
@@ -144,7 +144,8 @@ class Operations(pyfuse3.Operations):
             self.inodes.tell_bytes(inode, known.size_bytes if known else 0)
         elif not self._tree.certain(node):
             # Like the size of a log, what record.json holds is not worth a call to who lists.
-            if not (isinstance(node, RecordFile) and callers.lists_only(ctx.pid)):
+            lists = isinstance(node, RecordFile) and callers.lists_only(ctx.pid)
+            if not lists and not self._callers.crawls(ctx.pid):
                 with self._callers.waiting(ctx.pid):
                     await self._tree.confirm(node)
         elif isinstance(node, RecordFile) and not self._tree.document_bytes(node.record):
@@ -155,7 +156,8 @@ class Operations(pyfuse3.Operations):
         known = self._store.peek(node.key)
         if known is not None and known.settled:
             return
-        if self._stat_size is StatSize.AUTO and callers.lists_only(pid):
+        lists = self._stat_size is StatSize.AUTO and callers.lists_only(pid)
+        if lists or self._callers.crawls(pid):
             await self._store.recall(node.key)
             return
         with self._callers.waiting(pid):
@@ -168,6 +170,8 @@ class Operations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileHandleT:
         node = self.inodes.node(inode)
+        if self._callers.crawls(ctx.pid) and not await self._tree.listed(node):
+            raise CrawlerRefused(f"{callers.program(ctx.pid)} may not list {node}")
         with self._callers.waiting(ctx.pid):
             entries = await self._tree.entries(node)
         dots: Entries = ((".", node, None), ("..", self._tree.parent(node), None))
@@ -249,6 +253,8 @@ class Operations(pyfuse3.Operations):
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise read_only()
         node = self.inodes.node(inode)
+        if self._callers.crawls(ctx.pid) and not await self._here(node):
+            raise CrawlerRefused(f"{callers.program(ctx.pid)} may not download {node}")
         if not isinstance(node, LogFile):
             with self._callers.waiting(ctx.pid):
                 text = await self._text(node)
@@ -268,6 +274,11 @@ class Operations(pyfuse3.Operations):
         known = opened.stat
         running = not (known.final or known.stateless)
         return pyfuse3.FileInfo(fh=fh, keep_cache=known.final, direct_io=running)
+
+    async def _here(self, node: Node) -> bool:
+        if isinstance(node, LogFile):
+            return await self._store.here(node.key)
+        return self._tree.certain(node)
 
     async def _text(self, node: Node) -> bytes:
         if isinstance(node, RecordFile):

@@ -17,6 +17,7 @@ from codeartsfs.errors import (
     AccessDenied,
     ApiUnavailable,
     BadAnswer,
+    CrawlerRefused,
     LogRewritten,
     NotFound,
 )
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _ERRNOS: tuple[tuple[type[Exception], int], ...] = (
     (NotFound, errno.ENOENT),
     (AccessDenied, errno.EACCES),
+    (CrawlerRefused, errno.EACCES),
     (ApiUnavailable, errno.EIO),
     (BadAnswer, errno.EIO),
     (LogRewritten, errno.ESTALE),
@@ -84,7 +86,7 @@ def read_only() -> pyfuse3.FUSEError:
 def _errno_of(operation: str, failure: Exception) -> int:
     for kind, number in _ERRNOS:
         if isinstance(failure, kind):
-            quiet = isinstance(failure, NotFound | CallerKilled)
+            quiet = isinstance(failure, NotFound | CrawlerRefused | CallerKilled)
             log.log(
                 logging.INFO if quiet else logging.WARNING,
                 "%s: %s: %s",

@@ -371,6 +371,19 @@ class Tree:
                 )
         return ()
 
+    async def listed(self, directory: Node) -> bool:
+        """Whether ``entries`` of a directory need no question to the API just now."""
+        match directory:
+            case RecordDir(record) | NamesDir(record):
+                await self._catalog.recall(record)
+                return self._catalog.fresh(record)
+            case JobDir(project, name):
+                job = self._jobs.known_jobs(project).get(name)
+                return job is not None and self._jobs.fresh(job)
+            case JobsDir() | ProjectDir():
+                return False
+        return True
+
     async def _all_records(self) -> Entries:
         known: dict[RecordId, RecordTimes | None] = {**await self._catalog.records()}
         for record in await self._store.cached_records():

@@ -376,6 +376,11 @@ class LogStore:
                     self._remember(key, meta.size_bytes, meta.modified_ns, final=meta.final)
         return tuple(keys)
 
+    async def here(self, key: LogKey) -> bool:
+        """Whether all of a log can be read without the API, for good."""
+        stat = await self.recall(key)
+        return stat is not None and stat.final and (await self.provenance(key)).cached != "no"
+
     async def provenance(self, key: LogKey) -> Provenance:
         """Return where a log is and came from, never asking the API."""
         last_error = self._last_errors.get(key, "")

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -365,6 +366,32 @@ def shelf(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 # Sizes.
+
+
+def test_crawlers_get_what_is_here_and_cause_no_download(rig: Rig, recordings: Path) -> None:
+    emulator = rig.emulator(recordings)
+    mounted = rig.mount(emulator)
+    assert rig.run("cat", mounted / LOG).out == LINES
+    wait_until(lambda: mounted.status()["disk_cache"]["used_bytes"] > 0)
+    crawler = rig.folder / "updatedb"
+    for program in ("cat", "find"):
+        # What it is called is all that is known of a program.
+        shutil.copy(str(shutil.which(program)), crawler)
+        before = emulator.calls("total")
+        if program == "cat":
+            assert rig.run(crawler, mounted / LOG).out == LINES
+            refused = rig.run(crawler, mounted / OTHER_LOG)
+            assert refused.err.endswith(b": Permission denied\n")
+        else:
+            walk = rig.run(crawler, mounted.path)
+            assert f"{FIRST}/stage1.info.log".encode() in walk.out
+            assert rig.run(crawler, mounted / record_id(1)).err.endswith(b"Permission denied\n")
+        assert emulator.calls("total") == before
+    mounted.stop()
+    mounted = rig.mount(emulator, "--crawlers", "none")
+    assert rig.run(crawler, mounted / OTHER_LOG, "-size", "+1").code == 0
+    shutil.copy(str(shutil.which("cat")), crawler)
+    assert rig.run(crawler, mounted / OTHER_LOG).out == LINES
 
 
 def test_stat_of_an_unopened_log_tells_its_size_and_when_its_stage_finished(
