@@ -158,6 +158,14 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="How long after its stage was over a log may still get its last lines.",
 )
 @_option(
+    "--prefetch",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=4,
+    show_default=True,
+    help="Logs fetched ahead at the same time of who walks through a record; 0 for none.",
+)
+@_option(
     "--crawlers",
     type=names,
     metavar="NAME[,NAME...]|none",
@@ -212,6 +220,7 @@ def mount(
     max_requests_per_second: float,
     refresh: float,
     settle: float,
+    prefetch: int,
     crawlers: frozenset[str] | None,
     ca_file: str | None,
     options: frozenset[str],
@@ -290,6 +299,7 @@ def mount(
         refresh_s=refresh,
         settle_s=settle,
         crawlers=crawlers,
+        prefetch=prefetch,
         ca_file=ca_file,
         mount_options=options,
         projects=tuple(dict.fromkeys(project)),

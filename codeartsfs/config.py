@@ -46,6 +46,7 @@ class MountConfig:
     crawlers: frozenset[str] | None  # None: those that are known
     ca_file: str | None
     mount_options: frozenset[str]
+    prefetch: int
     projects: tuple[ProjectId, ...] = ()
     builds_per_job: int = 100
 

@@ -35,6 +35,7 @@ from codeartsfs.fs.nodes import CONTROL_DIR, STATUS_FILE
 from codeartsfs.fs.operations import Operations, StatSize
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.disk import DiskTier
+from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.logs.store import LogStore, open_log_store
 from codeartsfs.model import LogPrefix
 from codeartsfs.names import LogKey
@@ -98,11 +99,14 @@ async def serve(
                 settle_s=config.settle_s,
             )
         )
+        ahead = await stack.enter_async_context(_cancelled_at_the_end())
         status = _Status(config, credentials, client, store)
+        tree = Tree(catalog, jobs, store)
         operations = Operations(
-            Tree(catalog, jobs, store),
+            tree,
             store,
             Attributes(catalog, jobs, store),
+            Prefetcher(store, tree, ahead, config.prefetch),
             watched,
             status=status.as_json,
             stat_size=StatSize(config.stat_size),

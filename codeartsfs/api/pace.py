@@ -17,11 +17,13 @@ from types import TracebackType
 import trio
 
 from codeartsfs.errors import ApiUnavailable
+from codeartsfs.priority import in_background
 
 logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 20.0
+_GIVE_WAY_S = 2.0
 
 
 class TemporaryFailure(Exception):
@@ -128,8 +130,12 @@ class Pace:
     async def admit(self) -> None:
         """Wait until one more request may leave; first come, first served.
 
-        A caller that is cancelled while it waits has taken nothing.
+        What nobody waits for leaves half of the burst to others, but not for ever: somebody
+        may have begun to wait for it. A caller that is cancelled while it waits has taken nothing.
         """
+        if in_background():
+            half_full_at = self._full_at - self._slack_s / 2
+            await trio.sleep_until(min(half_full_at, trio.current_time() + _GIVE_WAY_S))
         async with self._turn:
             may_go_at = self._full_at - self._slack_s
             if may_go_at > trio.current_time():

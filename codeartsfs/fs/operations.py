@@ -39,6 +39,7 @@ from codeartsfs.fs.reply import (
     unsupported,
 )
 from codeartsfs.fs.tree import Entries, Tree
+from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.logs.store import LogStore, OpenLog
 
 _BLOCK_BYTES = 4096
@@ -87,6 +88,7 @@ class Operations(pyfuse3.Operations):
         tree: Tree,
         store: LogStore,
         extended: Attributes,
+        prefetcher: Prefetcher,
         watched: callers.Callers,
         *,
         status: Callable[[], bytes],
@@ -98,6 +100,7 @@ class Operations(pyfuse3.Operations):
         self._tree = tree
         self._store = store
         self._extended = extended
+        self._prefetcher = prefetcher
         self._callers = watched
         self._status = status
         self._stat_size = stat_size
@@ -268,7 +271,9 @@ class Operations(pyfuse3.Operations):
         except BaseException:
             opened.close()
             raise
-        fh = self._handle(_LogHandle(opened, inode, callers.process_of(ctx.pid)))
+        process = callers.process_of(ctx.pid)
+        self._prefetcher.opened(node.key, process)
+        fh = self._handle(_LogHandle(opened, inode, process))
         # The kernel fills the last page of a file up with zeros, and when it hears of growth it
         # shows them for a moment before it drops that page. So what runs stays out of its cache.
         known = opened.stat

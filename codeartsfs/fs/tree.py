@@ -7,7 +7,9 @@ believes them, and whoever asks for more than the name waits for ``confirm``.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import TypeVar
 
 import cachetools
@@ -47,6 +49,7 @@ from codeartsfs.spelling import NAME_MAX_BYTES, shorten, spell_part
 
 _PATIENCE_S = 5.0  # what is known is shown after this long, whatever the API does
 _DOCUMENT_SIZES = 20_000
+_LOOK_UPS = 1000
 _NAMED_LOG = re.compile(r"(\d{2,4})-.+\.(info|debug)\.log", re.DOTALL)
 
 Entry = tuple[str, Node, RecordTimes | None]
@@ -62,6 +65,8 @@ class Tree:
         self._jobs = jobs
         self._store = store
         self._kept: set[RecordId] = set()  # seen in the cache: there, whatever the API says
+        self._last_listed: list[RecordId] = []
+        self._looked_up: dict[RecordId, None] = {}  # in the order of first look-ups
         # Of record.json, as long as it would be rendered from the same.
         self._document_sizes: cachetools.LRUCache[
             RecordId, tuple[BuildRecord | None, tuple[StageRun, ...] | None, int]
@@ -80,6 +85,7 @@ class Tree:
             case RootDir():
                 record = parse_record_id(name)
                 if record is not None:
+                    self._note_look_up(record)
                     await self._catalog.recall(record)
             case RecordDir(record) | NamesDir(record):
                 await self._catalog.recall(record)
@@ -388,7 +394,8 @@ class Tree:
         known: dict[RecordId, RecordTimes | None] = {**await self._catalog.records()}
         for record in await self._store.cached_records():
             known.setdefault(record, None)
-        records: Entries = tuple((name, RecordDir(name), known[name]) for name in sorted(known))
+        self._last_listed = sorted(known)
+        records: Entries = tuple((name, RecordDir(name), known[name]) for name in self._last_listed)
         return ((BY_JOB_DIR, JobsDir(), None), *records) if self._jobs.projects else records
 
     async def _all_jobs(self, project: ProjectId) -> Entries:
@@ -421,6 +428,41 @@ class Tree:
         if _with_logs(runs or ()):
             entries.append((BY_NAME_DIR, NamesDir(record), None))
         return tuple(entries)
+
+    # What comes next, for who fetches ahead.
+
+    async def logs_of(self, record: RecordId) -> tuple[LogKey, ...]:
+        """Return the logs of a record, in the order of its listing.
+
+        Raises:
+            CodeArtsError: the API could not be asked.
+        """
+        entries = await self._all_of_record(record)
+        return tuple(node.key for _, node, _ in entries if isinstance(node, LogFile))
+
+    def failed_log(self, record: RecordId) -> LogKey | None:
+        """Return the log of the stage that failed first, as last told."""
+        failed = first_failed(self._catalog.known_stages(record) or ())
+        return LogKey(record, failed.stage, LogLevel.INFO) if failed else None
+
+    def records_after(self, record: RecordId, most: int) -> tuple[RecordId, ...]:
+        """Return the records that follow in the last listing of the root, or of look-ups.
+
+        ``grep -r`` looks up all that it was given before it reads the first.
+        """
+        start = bisect_left(self._last_listed, record)
+        if self._last_listed[start : start + 1] == [record]:
+            return tuple(self._last_listed[start + 1 : start + 1 + most])
+        looked_up = iter(self._looked_up)
+        if record in self._looked_up:
+            while next(looked_up) != record:
+                pass
+        return tuple(islice(looked_up, most))
+
+    def _note_look_up(self, record: RecordId) -> None:
+        self._looked_up.setdefault(record)
+        if len(self._looked_up) > _LOOK_UPS:
+            del self._looked_up[next(iter(self._looked_up))]
 
     async def _kept_logs(self, record: RecordId) -> tuple[LogKey, ...]:
         """Return the logs that are here, whatever the API says."""

@@ -125,9 +125,13 @@ class Body:
         Raises:
             Exception: they will never land, and why.
         """
-        await self._wait_until_landed(size_bytes)
+        await self.landed(size_bytes)
         assert self._landed == size_bytes
         return self.sha256
+
+    async def landed(self, size_bytes: int) -> None:
+        """Wait until so many bytes are here; raises as ``read`` does."""
+        await self._wait_until_landed(size_bytes)
 
     async def tail(self, size: int) -> bytes:
         """Return the last landed bytes, at most ``size``."""

@@ -41,7 +41,7 @@ _REFRESH_PATIENCE_S = 5.0  # what is here already is shown after this long, what
 _FAILURE_TTL_S = 10.0  # what is here already is shown as it is after a look that failed
 _QUIET_AFTER_S = 600.0  # without growth
 _QUIET_REFRESH_S = 5.0
-_WHOLE_BYTES_PER_S = 8 << 20  # of a log that comes whole at every look
+_WHOLE_BYTES_PER_S = 2 << 20  # of a log that comes whole at every look
 _LONG_OVER_NS = 60 * 10**9  # what ended before that has been written out for sure
 _FIRST_RECHECK_S = 30.0
 _LAST_RECHECK_S = 86_400.0
@@ -140,12 +140,21 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
+    """Counts since the start.
+
+    Attributes:
+        fetched_ahead: logs downloaded before anybody opened them.
+        fetched_in_vain: those of them that nobody has opened so far.
+    """
+
     downloads: int
     boarded: int
     memory_hits: int
     disk_hits: int
     downloading: int
     open_logs: int
+    fetched_ahead: int = 0
+    fetched_in_vain: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -281,6 +290,8 @@ class LogStore:
         self._absent: cachetools.TTLCache[LogKey, NotFound] = cachetools.TTLCache(
             10_000, ABSENCE_TTL_S, timer=trio.current_time
         )
+        self._ahead: set[LogKey] = set()  # fetched, and not opened yet
+        self._fetched_ahead = self._of_use_ahead = 0
         self._downloads = self._boarded = self._memory_hits = self._disk_hits = 0
 
     # What others ask. Plain methods never wait.
@@ -298,7 +309,30 @@ class LogStore:
             ApiUnavailable: no answer, retries included.
             BadAnswer: an answer that is no log.
         """
-        return OpenLog(self, await self._current(key, wanted=True))
+        opened = OpenLog(self, await self._current(key, wanted=True))
+        if key in self._ahead:
+            self._ahead.discard(key)
+            self._of_use_ahead += 1
+        return opened
+
+    async def fetch(self, key: LogKey, most_bytes: int) -> None:
+        """Have a log in the cache that somebody may want soon, unless it is larger than that.
+
+        Raises as ``open`` does.
+        """
+        entry = self._logs.get(key)
+        if (entry is not None and (entry.users or entry.flight)) or await self.here(key):
+            return
+        if (await self.stat(key)).size_bytes > most_bytes:
+            return
+        entry = await self._current(key, wanted=True)
+        try:
+            self._ahead.add(key)
+            self._fetched_ahead += 1
+            if isinstance(entry.body, Body):
+                await entry.body.landed(entry.body.size_bytes or 0)
+        finally:
+            self._release(entry)
 
     async def stat(self, key: LogKey) -> LogStat:
         """Return size and times of a log, asking the API where they are not known.
@@ -414,6 +448,8 @@ class LogStore:
             disk_hits=self._disk_hits,
             downloading=sum(entry.flight is not None for entry in self._logs.values()),
             open_logs=sum(entry.users > 0 for entry in self._logs.values()),
+            fetched_ahead=self._fetched_ahead,
+            fetched_in_vain=self._fetched_ahead - self._of_use_ahead,
         )
 
     def check_invariants(self) -> None:

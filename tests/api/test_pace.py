@@ -7,6 +7,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from codeartsfs.api.pace import Pace, TemporaryFailure, parse_retry_after
 from codeartsfs.errors import ApiUnavailable
+from codeartsfs.priority import background
 
 
 async def departures(pace: Pace, count: int) -> list[float]:
@@ -157,3 +158,39 @@ def test_retry_after_as_a_date() -> None:
     assert seconds is not None
     assert 90 < seconds <= 100
     assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+async def test_what_nobody_waits_for_leaves_half_of_the_burst_to_others(
+    autojump_clock: MockClock,
+) -> None:
+    pace = Pace(requests_per_second=10, burst=20)
+    with background():
+        for _ in range(11):
+            await pace.admit()
+        assert trio.current_time() < 0.2
+        for _ in range(10):
+            await pace.admit()
+    assert trio.current_time() >= 0.9  # at the sustained rate from then on
+    began = trio.current_time()
+    for _ in range(8):
+        await pace.admit()
+    assert trio.current_time() == began  # others find the rest
+
+
+async def test_what_nobody_waits_for_gives_way_but_not_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    pace = Pace(requests_per_second=10, burst=20)
+
+    async def others() -> None:
+        while True:
+            await pace.admit()  # as soon as they may: they keep the bucket empty
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await trio.sleep(5)
+        with background():
+            began = trio.current_time()
+            await pace.admit()
+            assert 0.9 <= trio.current_time() - began <= 2.5
+        nursery.cancel_scope.cancel()

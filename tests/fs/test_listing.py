@@ -19,6 +19,7 @@ from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.callers import Callers
 from codeartsfs.fs.operations import Operations, StatSize
 from codeartsfs.fs.tree import Tree
+from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.names import RecordId
 from tests.builds.test_catalog import FakeBuilds
 from tests.builds.test_jobs import FakeJobs
@@ -40,11 +41,13 @@ async def operations_of(
     async with world.store() as store, trio.open_nursery() as nursery:
         catalog = Catalog(builds, nursery, index)
         jobs = Jobs(FakeJobs(), catalog, (), nursery, builds_per_job=100)
+        tree = Tree(catalog, jobs, store)
         yield (
             Operations(
-                Tree(catalog, jobs, store),
+                tree,
                 store,
                 Attributes(catalog, jobs, store),
+                Prefetcher(store, tree, nursery, 0),
                 Callers(60.0),
                 status=lambda: b"{}",
                 stat_size=StatSize.AUTO,

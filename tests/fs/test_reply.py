@@ -31,6 +31,7 @@ TABLE: list[tuple[Exception, int]] = [
     (errors.ApiUnavailable("x"), errno.EIO),
     (errors.CallUnavailable("x"), errno.EIO),
     (errors.BadAnswer("x"), errno.EIO),
+    (errors.CrawlerRefused("x"), errno.EACCES),
     (errors.LogRewritten(KEY), errno.ESTALE),
     (errors.CodeArtsError("x"), errno.EIO),
     (DeadlineExceeded(), errno.ETIMEDOUT),

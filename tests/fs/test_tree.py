@@ -410,3 +410,35 @@ async def test_record_json_of_what_does_not_exist_is_absent(
             with pytest.raises(BuildNotFound):
                 await tree.document(RECORD)
             mock_clock.jump(60)
+
+
+# What comes next.
+
+
+async def test_records_follow_in_the_order_of_the_listing_or_of_look_ups(
+    trees: Trees, mock_clock: MockClock
+) -> None:
+    records = [RecordId(f"{number:036}") for number in range(5)]
+    async with trees.tree() as (tree, _):
+        assert tree.records_after(records[0], 2) == ()
+        for record in (records[3], records[1], records[4]):
+            await tree.lookup(ROOT, record)
+        assert tree.records_after(records[3], 2) == (records[1], records[4])
+        assert tree.records_after(records[4], 2) == ()
+        for record in records[:4]:
+            await tree.entries(RecordDir(record))
+        await tree.entries(ROOT)
+        assert tree.records_after(records[0], 2) == (records[1], records[2])
+        assert tree.records_after(records[3], 2) == ()
+
+
+async def test_logs_and_the_failed_one_are_known_to_who_fetches_ahead(
+    trees: Trees, mock_clock: MockClock
+) -> None:
+    trees.builds.runs = (OVER, StageRun(Stage("stage2"), status="FAILURE", finished_ns=1))
+    async with trees.tree() as (tree, _):
+        assert tree.failed_log(RECORD) is None
+        assert await tree.logs_of(RECORD) == tuple(
+            key(stage, level) for stage in (1, 2) for level in LogLevel
+        )
+        assert tree.failed_log(RECORD) == key(2)

@@ -979,7 +979,7 @@ async def test_looks_at_a_log_that_comes_whole_transfer_no_more_than_so_much_a_s
     world.states.run = RUNNING
     world.source.whole = True
     world.source.chunk_bytes = 1 << 20
-    size_bytes = 32 << 20
+    size_bytes = 16 << 20
     world.source.logs[KEY] = bytes(size_bytes)
     async with world.store() as store:
         opened = await store.open(KEY)
@@ -987,8 +987,8 @@ async def test_looks_at_a_log_that_comes_whole_transfer_no_more_than_so_much_a_s
         mock_clock.jump(2)
         await store.stat(KEY)  # shows that it comes whole
         await landed(store)
-        looks = await looked_at_every(world, store, mock_clock, 12)
-        assert looks * size_bytes <= 12 * (8 << 20)
+        looks = await looked_at_every(world, store, mock_clock, 20)
+        assert looks * size_bytes <= 20 * (2 << 20)
         assert looks > 0
         opened.close()
 

@@ -550,6 +550,43 @@ def test_the_cache_is_private(rig: Rig, recordings: Path) -> None:
     assert [path for path in paths if path.stat().st_mode & 0o077] == []
 
 
+# Fetching ahead.
+
+
+def test_who_walks_through_records_gets_logs_fetched_ahead_and_each_once(
+    rig: Rig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "walked"
+    logs: dict[str, bytes | Path] = {
+        f"stage{stage}.{level}.log": b"%d\n" % stage
+        for stage in range(1, 7)
+        for level in ("info", "debug")
+    }
+    records = [write(folder, number, logs) for number in range(6)]
+    emulator = rig.emulator(folder)
+    mounted = rig.mount(emulator, at="ahead", cache="ahead-cache")
+    assert rig.run("ls", *(mounted / record for record in records)).code == 0
+    rig.run("ls", mounted.path)
+    found = rig.shell("cat */stage?.*.log | sort | uniq -c", cwd=mounted.path)
+    assert found.out.split() == [word for n in range(1, 7) for word in (b"12", b"%d" % n)]
+    assert emulator.calls() == 72
+    counts = mounted.status()["logs"]
+    assert counts["fetched_ahead"] > 36
+    assert counts["fetched_in_vain"] == 0
+
+
+def test_nothing_is_fetched_ahead_for_one_log_or_if_not_wanted(rig: Rig, recordings: Path) -> None:
+    emulator = rig.emulator(recordings)
+    mounted = rig.mount(emulator)
+    assert rig.run("cat", mounted / LOG).out == LINES
+    assert rig.run("cat", mounted / OTHER_LOG).out == LINES
+    assert mounted.status()["logs"]["fetched_ahead"] == 0
+    assert emulator.calls() == 2
+    mounted = rig.mount(emulator, "--prefetch", "0", at="none", cache=None)
+    rig.shell("cat stage1.*.log > /dev/null", cwd=mounted / FIRST)
+    assert emulator.calls() == 4
+
+
 # Running logs.
 
 
