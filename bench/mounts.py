@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,59 @@ def rclone_mount(command: str, source: Path, mountpoint: Path, *options: str) ->
         yield took_s
     finally:
         subprocess.run(["umount", mountpoint], check=True)
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """A mount whose process is a child of ours; ``ready_s`` until its first stat was answered."""
+
+    mountpoint: Path
+    pid: int
+    ready_s: float
+
+    def cpu_s(self) -> float:
+        """Return the processor time used so far, user and system, of all threads."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_mib(self) -> float:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+@contextmanager
+def foreground_mount(
+    command: list[str], mountpoint: Path, env: dict[str, str]
+) -> Iterator[Foreground]:
+    """Run a command that mounts and stays; unmount and end it in the end, whatever happens."""
+    mountpoint.mkdir(exist_ok=True)
+    below = mountpoint.stat().st_dev
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while mountpoint.stat().st_dev == below:
+            if process.poll() is not None or time.perf_counter() > begin + 30:
+                raise RuntimeError(f"no mount from {command[:3]}, exit code {process.returncode}")
+            time.sleep(0.002)
+        yield Foreground(mountpoint, process.pid, time.perf_counter() - begin)
+    finally:
+        unmount = ["fusermount3", "-u", str(mountpoint)]
+        if subprocess.run(unmount, capture_output=True, check=False).returncode:
+            subprocess.run([*unmount, "-z"], capture_output=True, check=False)
+        end(process)
+        subprocess.run([*unmount, "-z"], capture_output=True, check=False)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Wait for a process that is ending, or make it."""
+    for push in (process.terminate, process.kill):
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            push()
+        else:
+            return
+    process.wait()
 
 
 def took(*command: Any) -> float:

@@ -119,6 +119,13 @@ def test_an_option_that_may_be_repeated_may_be_a_list(
     assert read_files(path, ["project"], ["project"]) == {"project": values}
 
 
+def test_only_an_option_that_may_be_repeated_may_be_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('endpoint = ["a", "b"]')
+    with pytest.raises(click.UsageError, match="endpoint must be a single value"):
+        read_files(path, ["project", "endpoint"], ["project"])
+
+
 def test_ids_of_projects_are_32_characters() -> None:
     assert project_id("0123456789abcdef0123456789abcdef") == "0123456789abcdef0123456789abcdef"
     for text in ("", "web-app", "0" * 31, "0" * 33, "A" * 32, "../" + "0" * 29):

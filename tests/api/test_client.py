@@ -31,6 +31,7 @@ from codeartsfs.errors import (
     CodeArtsError,
     Forbidden,
     LogNotFound,
+    NotFound,
 )
 from codeartsfs.model import BuildRecord, Job, StageRun
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
@@ -215,6 +216,36 @@ async def test_builds_of_a_job_are_found_even_where_the_list_of_jobs_hides_their
             found = await client.builds(Job("a" * 32, "web-app", told), 100)
             assert [build.build_no for build in found] == [1]
     assert network.paths == paths
+
+
+async def test_a_job_that_is_not_there_is_not_found_and_asked_for_anew() -> None:
+    network = Network(
+        problem(404, "CB.1", "gone"),
+        httpx.Response(200, json={"result": {"project_id": "../bp?"}}),
+        httpx.Response(200, json=render_records_page([run(1)], 0, 100)),
+    )
+    async with client_on(network) as client:
+        with pytest.raises(NotFound, match="no job"):
+            await client.builds(Job("a" * 32, "web-app"), 100)
+        assert len(await client.builds(Job("a" * 32, "web-app"), 100)) == 1
+    info = f"/v1/job/{'a' * 32}/info"
+    assert network.paths[:2] == [info, info]
+    assert network.asked[2].url.raw_path.startswith(b"/v1/record/..%2Fbp%3F/records?")
+
+
+async def test_jobs_whose_project_is_hidden_are_kept_apart() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        job_id = request.url.path.split("/")[3]
+        if request.url.path.endswith("/info"):
+            return httpx.Response(200, json={"result": {"project_id": f"bp-{job_id[0]}"}})
+        return httpx.Response(200, json=render_records_page([], 0, 100))
+
+    network = Network(handler)
+    async with client_on(network) as client:
+        for letter in "ab":
+            await client.builds(Job(letter * 32, "web-app"), 100)
+    asked = dict.fromkeys(path for path in network.paths if path.endswith("/records"))
+    assert list(asked) == ["/v1/record/bp-a/records", "/v1/record/bp-b/records"]
 
 
 def run(number: int) -> BuildRecord:

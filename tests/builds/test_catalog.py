@@ -351,6 +351,19 @@ async def test_stage_is_ruled_out_only_by_a_recent_or_last_word(
     assert catalog.rules_out(second)
 
 
+async def test_stage_is_not_ruled_out_where_the_last_question_failed(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(RUNNING)
+    catalog = Catalog(source, nursery)
+    await catalog.stages(RECORD)
+    source.failure = ApiUnavailable("down")
+    with pytest.raises(ApiUnavailable):
+        await catalog.stages(RECORD, ttl_s=0)
+    assert catalog.fresh(RECORD)  # the failure is
+    assert not catalog.rules_out(LogKey(RECORD, Stage("stage2"), LogLevel.INFO))
+
+
 async def test_unforeseen_exception_passes_and_leaves_the_catalog_usable(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
@@ -389,6 +402,45 @@ async def test_record_that_runs_is_asked_for_again_after_five_seconds(
         await catalog.build(RECORD)
         await trio.sleep(2.5)
     assert len(source.calls) == 2
+
+
+async def test_record_is_told_once_both_its_stages_and_itself_are(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(OVER)
+    source.status = "RUNNING"
+    catalog = Catalog(source, nursery)
+    assert not catalog.told(RECORD)
+    await catalog.stages(RECORD)
+    assert not catalog.told(RECORD)
+    await catalog.build(RECORD)
+    assert catalog.told(RECORD)
+    await trio.sleep(5)
+    assert not catalog.told(RECORD)
+
+
+async def test_what_a_list_of_builds_says_of_a_running_record_is_taken_in(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(OVER)
+    source.status = "RUNNING"
+    catalog = Catalog(source, nursery)
+    await catalog.build(RECORD)
+    over = BuildRecord(RECORD, 7, "p-1", "SUCCESS")
+    catalog.learn(over)
+    await trio.sleep(1000)
+    assert await catalog.build(RECORD) == over
+    catalog.learn(BuildRecord(RECORD, 7, "p-1", "RUNNING"))  # a page that is old already
+    assert catalog.known_build(RECORD) == over
+    assert len(source.calls) == 1
+
+
+async def test_a_list_of_builds_fills_the_memory_with_no_record_nobody_looked_at(
+    nursery: trio.Nursery,
+) -> None:
+    catalog = Catalog(FakeBuilds(), nursery)
+    catalog.learn(BuildRecord(RECORD, 7))
+    assert catalog.known_build(RECORD) is None
 
 
 @pytest.mark.parametrize("failure", [CallUnavailable("APIGW.0101"), Forbidden("no")])
@@ -506,6 +558,37 @@ async def test_after_a_restart_what_runs_is_asked_for_again_and_known_meanwhile(
         assert not catalog.fresh(RECORD)
         source.runs = (OVER,)
         assert await catalog.stages(RECORD) == (OVER,)
+
+
+async def test_what_was_seen_since_the_start_is_newer_than_what_is_recalled(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    (tmp_path / "v1").mkdir()
+    second = LogKey(RECORD, Stage("stage2"), LogLevel.INFO)
+    async with open_index(tmp_path) as index:
+        catalog = Catalog(FakeBuilds(), nursery, index)
+        catalog.note_log(KEY, LogNote(5, 6, False))
+        catalog.note_log(second, LogNote(1, 2, True))
+    async with open_index(tmp_path) as index:
+        catalog = Catalog(FakeBuilds(), nursery, index)
+        catalog.note_log(KEY, LogNote(50, 60, True))
+        await catalog.recall(RECORD)
+        assert catalog.log_note(KEY) == LogNote(50, 60, True)
+        assert catalog.log_note(second) == LogNote(1, 2, True)
+
+
+async def test_an_index_that_cannot_be_used_costs_calls_and_nothing_else(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(OVER)
+    async with open_index(tmp_path / "gone") as index:
+        catalog = Catalog(source, nursery, index)
+        assert await catalog.stages(RECORD) == (OVER,)
+        assert await catalog.stages(RECORD) == (OVER,)
+        catalog.note_log(KEY, LogNote(5, 6, True))
+        assert set(await catalog.records()) == {RECORD}
+        assert catalog.log_note(KEY) == LogNote(5, 6, True)
+    assert len(source.calls) == 1
 
 
 async def test_note_that_is_forgotten_stays_forgotten(

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import trio
 
 from codeartsfs.builds import index as module
 from codeartsfs.builds.index import Index, RecordTimes, open_index
@@ -226,6 +227,36 @@ async def test_a_cache_directory_that_is_not_there_is_forgetfulness(
     assert len(warnings) == 1  # once, not for every look
 
 
+def _directory(cache: Path) -> None:
+    file_of(cache).mkdir(parents=True)
+
+
+def _file_in_place_of_the_directory(cache: Path) -> None:
+    (cache / "v1").write_text("")
+
+
+@pytest.mark.parametrize("obstruct", [_directory, _file_in_place_of_the_directory])
+async def test_what_is_in_the_way_makes_forgetful_and_is_left_alone(
+    tmp_path: Path, obstruct: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    obstruct(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    async with open_index(tmp_path) as index:
+        tell(index)
+        await assert_empty(index)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "cannot be used just now" in caplog.text
+
+
+async def test_what_is_in_the_way_may_go_away(cache: Path) -> None:
+    file_of(cache).mkdir()
+    async with open_index(cache) as index:
+        await assert_empty(index)
+        file_of(cache).rmdir()
+        tell(index)
+        await assert_known(index)
+
+
 async def test_a_link_in_place_of_the_file_is_not_followed(cache: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("precious")
@@ -249,6 +280,34 @@ async def test_a_locked_file_is_waited_for_and_then_done_without(
             await assert_known(index)  # what is there can be read all the same
             other.execute("ROLLBACK")
         other.close()
+
+
+async def test_a_lock_costs_what_is_told_meanwhile_and_nothing_else(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_BUSY_TIMEOUT_S", 0.0)
+    async with open_index(cache) as index:
+        tell(index)
+    other = sqlite3.connect(file_of(cache), isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    other.execute("UPDATE records SET told_s = told_s")
+    async with open_index(cache) as index:
+        index.keep_builds([BuildRecord(OTHER, 8, "p-1")])
+        assert await index.builds("p-1", 10) == ()
+        other.close()
+        assert "cannot be used just now" in caplog.text
+        await assert_known(index)  # it was not taken for damaged
+        index.keep_builds([BuildRecord(OTHER, 9, "p-1")])
+        assert [build.build_no for build in await index.builds("p-1", 10)] == [9, 7]
+
+
+async def test_many_may_ask_at_once(cache: Path) -> None:
+    async with open_index(cache) as index:
+        tell(index)
+        async with trio.open_nursery() as askers:
+            for _ in range(50):
+                askers.start_soon(assert_known, index)
 
 
 async def test_two_mounts_share_one_file(cache: Path) -> None:

@@ -1,10 +1,12 @@
 """Jobs and builds before an in-memory API that counts."""
 
+from collections.abc import Awaitable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from codeartsfs.builds.catalog import Catalog
 from codeartsfs.builds.index import Index, open_index
@@ -31,6 +33,7 @@ class FakeJobs:
         self.builds_told = builds
         self.older: dict[int, BuildRecord] = {}
         self.failure: Exception | None = None
+        self.go: trio.Event | None = None
         self.calls: list[str] = []
 
     async def jobs(self, project: ProjectId) -> tuple[Job, ...]:
@@ -50,6 +53,8 @@ class FakeJobs:
     async def _called(self, kind: str) -> None:
         self.calls.append(kind)
         await trio.lowlevel.checkpoint()
+        if self.go is not None:
+            await self.go.wait()
         if self.failure is not None:
             raise self.failure
 
@@ -67,13 +72,17 @@ def jobs_of(
 async def test_many_who_ask_share_one_call(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    source = FakeJobs(build(1))
+    source = FakeJobs(build(2))
+    source.older = {1: build(1)}
     jobs = jobs_of(source, nursery)
-    async with trio.open_nursery() as nursery:
-        for _ in range(20):
-            nursery.start_soon(jobs.jobs, PROJECT)
-            nursery.start_soon(jobs.builds, JOB)
-    assert sorted(source.calls) == ["builds", "jobs"]
+    async with trio.open_nursery() as askers:
+        for _ in range(50):
+            askers.start_soon(jobs.jobs, PROJECT)
+            askers.start_soon(jobs.job, PROJECT, "web-app")
+            askers.start_soon(jobs.builds, JOB)
+            askers.start_soon(jobs.record, JOB, Latest.ANY)
+            askers.start_soon(jobs.record, JOB, 1)
+    assert sorted(source.calls) == ["builds", "jobs", "number"]
 
 
 async def test_jobs_live_half_a_minute_and_builds_five_seconds(
@@ -214,6 +223,110 @@ async def test_a_build_that_is_not_there_is_absent_for_five_seconds(
     source.older = {77: build(77)}
     await trio.sleep(5)
     assert await jobs.record(JOB, 77) == build(77).record
+
+
+async def test_an_older_build_that_could_not_be_asked_for_is_no_absence(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs()
+    source.older, source.failure = {1: build(1)}, ApiUnavailable("down")
+    jobs = jobs_of(source, nursery)
+    for _ in range(3):
+        with pytest.raises(ApiUnavailable):
+            await jobs.record(JOB, 1)
+    assert source.calls == ["number"]
+    source.failure = None
+    await trio.sleep(1)
+    assert await jobs.record(JOB, 1) == build(1).record
+
+
+async def test_a_failure_leaves_the_jobs_and_builds_told_before(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs(*BUILDS)
+    jobs = jobs_of(source, nursery)
+    await jobs.jobs(PROJECT)
+    await jobs.builds(JOB)
+    await trio.sleep(1000)
+    source.failure = ApiUnavailable("down")
+    with pytest.raises(ApiUnavailable):
+        await jobs.jobs(PROJECT)
+    with pytest.raises(ApiUnavailable):
+        await jobs.record(JOB, Latest.ANY)
+    assert set(jobs.known_jobs(PROJECT)) == {"web-app"}
+    assert not jobs.rules_out(PROJECT, "new")
+    assert await jobs.recall_builds(JOB) == BUILDS
+    assert jobs.known_build(JOB, Latest.FAILED) == build(6, "FAILURE")
+
+
+async def test_a_slow_api_holds_nobody_up_for_longer_than_patience(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs(*BUILDS)
+    source.go = trio.Event()
+    jobs = jobs_of(source, nursery)
+    for waited_s in (5, 0):
+        began = trio.current_time()
+        async with trio.open_nursery() as askers:
+            for ask in (jobs.jobs(PROJECT, patience_s=5), jobs.record(JOB, Latest.ANY, 5)):
+                askers.start_soon(_expect_unavailable, ask)
+        assert trio.current_time() - began == waited_s
+    source.go.set()
+    await wait_all_tasks_blocked()
+    assert set(jobs.known_jobs(PROJECT)) == {"web-app"}  # though nobody waited for it
+    assert jobs.known_build(JOB, Latest.ANY) == build(9, "RUNNING")
+    assert sorted(source.calls) == ["builds", "jobs"]
+
+
+async def _expect_unavailable(ask: Awaitable[object]) -> None:
+    with pytest.raises(ApiUnavailable, match="no answer yet"):
+        await ask
+
+
+async def test_a_job_that_is_gone_or_renamed_is_no_longer_known_by_its_name(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs()
+    jobs = jobs_of(source, nursery)
+    await jobs.jobs(PROJECT)
+    source.jobs_told = (replace(JOB, name="web-application"),)
+    await trio.sleep(30)
+    assert set(await jobs.jobs(PROJECT)) == {"web-application"}
+    assert jobs.rules_out(PROJECT, "web-app")
+    with pytest.raises(NotFound):
+        await jobs.job(PROJECT, "web-app")
+
+
+async def test_a_list_without_a_name_is_not_asked_for_again_within_seconds(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs()
+    jobs = jobs_of(source, nursery)
+    await jobs.jobs(PROJECT)
+    await trio.sleep(10)
+    for _ in range(5):
+        with pytest.raises(NotFound):
+            await jobs.job(PROJECT, "typo")
+    assert source.calls == ["jobs"] * 2
+
+
+async def test_projects_keep_their_jobs_apart(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs()
+    catalog = Catalog(FakeBuilds(), nursery)
+    other = ProjectId("d" * 32)
+    jobs = Jobs(source, catalog, [PROJECT, other], nursery, builds_per_job=100)
+    await jobs.jobs(PROJECT)
+    assert jobs.known_jobs(other) == {}
+    assert not jobs.rules_out(other, "new")
+    source.jobs_told = (Job("k" * 32, "web-app", "p-2"),)
+    await jobs.jobs(other)
+    assert jobs.known_jobs(PROJECT) == {"web-app": JOB}
+    assert jobs.job_of(build(1, project="p-2")) == source.jobs_told[0]
+    assert jobs.job_of(build(1)) == JOB
+    assert jobs.job_of(build(1, project="p-3")) is None
+    assert jobs.job_of(build(1, project="")) is None  # no job tells its project either
 
 
 async def test_after_a_restart_what_was_told_is_known(
