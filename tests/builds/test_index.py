@@ -235,16 +235,20 @@ def _file_in_place_of_the_directory(cache: Path) -> None:
     (cache / "v1").write_text("")
 
 
+def below(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("*"))
+
+
 @pytest.mark.parametrize("obstruct", [_directory, _file_in_place_of_the_directory])
 async def test_what_is_in_the_way_makes_forgetful_and_is_left_alone(
     tmp_path: Path, obstruct: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     obstruct(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
+    before = below(tmp_path)
     async with open_index(tmp_path) as index:
         tell(index)
         await assert_empty(index)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert below(tmp_path) == before
     assert "cannot be used just now" in caplog.text
 
 
@@ -305,6 +309,7 @@ async def test_a_lock_costs_what_is_told_meanwhile_and_nothing_else(
 async def test_many_may_ask_at_once(cache: Path) -> None:
     async with open_index(cache) as index:
         tell(index)
+        await index.records()
         async with trio.open_nursery() as askers:
             for _ in range(50):
                 askers.start_soon(assert_known, index)

@@ -11,20 +11,31 @@ from codeartsfs.fs.inodes import InodeTable
 from codeartsfs.fs.nodes import (
     ROOT,
     BuildLink,
+    ControlDir,
     FailedLink,
     JobDir,
+    JobsDir,
     LogFile,
+    NameLink,
     NamesDir,
     Node,
+    ProjectDir,
     RecordDir,
     RecordFile,
+    StatusFile,
 )
 from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage
 
 RECORDS = [RecordId(letter * 36) for letter in "abc"]
-JOB = JobDir(ProjectId("c" * 32), "web-app")
+PROJECTS = [ProjectId(letter * 32) for letter in "cd"]
+JOB, TWIN = (JobDir(project, "web-app") for project in PROJECTS)
+KEY = LogKey(RECORDS[0], Stage("stage1"), LogLevel.INFO)
 NODES: list[Node] = [
     # Nodes of different kinds are different, whatever they hold.
+    *(kind() for kind in (ControlDir, StatusFile, JobsDir)),
+    *(ProjectDir(project) for project in PROJECTS),
+    *(JOB, TWIN, BuildLink(TWIN, 1)),
+    *(NameLink(KEY, name) for name in ("01-build.info.log", "01-test.info.log")),
     *(kind(RECORDS[0]) for kind in (RecordFile, FailedLink, NamesDir)),
     *(BuildLink(JOB, which) for which in (Latest.ANY, Latest.FAILED, 1)),
     *(RecordDir(record) for record in RECORDS),
