@@ -483,4 +483,4 @@ def _length_of(response: httpx.Response, chunks: Chunks) -> int | None:
     length = response.headers.get("Content-Length", "").strip()
     if not chunks.identity or "Transfer-Encoding" in response.headers:
         return None
-    return int(length) if length.isascii() and length.isdigit() else None
+    return int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None

@@ -27,7 +27,9 @@ JsonObject: TypeAlias = dict[str, object]
 
 _CHINA = timezone(timedelta(hours=8))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_END_OF_YEAR_9999_MS = 253_402_300_800_000
+# Later than any nanosecond that 64 bits can count means "never", as 9999-12-31 does.
+_END_OF_TIME_NS = 2**63
+_END_OF_TIME_MS = _END_OF_TIME_NS // 1_000_000
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -69,7 +71,7 @@ def parse_time(value: object) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        if not 0 < value < _END_OF_YEAR_9999_MS:
+        if not 0 < value < _END_OF_TIME_MS:
             return None
         return int(value) * 1_000_000 if value >= 1 else None
     if not isinstance(value, str):
@@ -113,7 +115,7 @@ def _zone(sign: str | None, hours: str, minutes: str, *, default: timezone) -> t
 
 def _since_epoch(moment: datetime, nanoseconds: int) -> int | None:
     total = (moment - _EPOCH) // timedelta(seconds=1) * 1_000_000_000 + nanoseconds
-    return total if total > 0 else None
+    return total if 0 < total < _END_OF_TIME_NS else None
 
 
 def render_time(ns: int | None, form: TimeForm = TimeForm.ISO_MILLISECONDS) -> str | int | None:
@@ -373,10 +375,10 @@ def _int(fields: Mapping[str, object], *keys: str) -> int | None:
         value = fields.get(key)
         if isinstance(value, bool):
             continue
-        if isinstance(value, int):
-            return value
         if isinstance(value, float) and value.is_integer():
-            return int(value)
+            value = int(value)
+        if isinstance(value, int):
+            return value if abs(value) < 2**63 else None
         if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", value):
             return int(value)
     return None
