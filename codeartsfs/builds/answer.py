@@ -45,6 +45,10 @@ class Answer(Generic[_T]):
             return True
         return self.failure is None and (self.final or now - self._told_at < ttl_s)
 
+    def expire(self) -> None:
+        """Something else shows that the answer, unless final, is no longer true."""
+        self._told_at = -float("inf")
+
     @property
     def absent(self) -> bool:
         """Whether the API said within the last seconds that there is no such thing."""
@@ -56,6 +60,7 @@ class Answer(Generic[_T]):
         nursery: trio.Nursery,
         ttl_s: float,
         *,
+        force: bool = False,
         patience_s: float = float("inf"),
         untold_s: Mapping[type[CodeArtsError], float] | None = None,
     ) -> _T | None:
@@ -63,6 +68,7 @@ class Answer(Generic[_T]):
 
         Args:
             nursery: where the asking goes on when nobody waits any more.
+            force: ask, however new, final or failed the last answer is.
             patience_s: how long an answer may take, from when it was asked for, not from now.
             untold_s: errors that mean that the API does not tell, and for how many seconds
                 not to ask again: what was told before stays, there is no failure.
@@ -71,7 +77,7 @@ class Answer(Generic[_T]):
             ApiUnavailable: it takes longer than ``patience_s``.
             CodeArtsError: ``ask`` raised it, now or within the last seconds.
         """
-        if not self.fresh(ttl_s):
+        if force or not self.fresh(ttl_s):
             if self._asking is None:
                 self._asking, self._asked_at = trio.Event(), trio.current_time()
                 nursery.start_soon(self._ask, ask, self._asking, untold_s or {})

@@ -8,7 +8,7 @@ says so (``None``), and logs can still be read by name.
 
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import cachetools
 import trio
@@ -25,6 +25,7 @@ TTL_S = 5.0
 _NOT_OFFERED_TTL_S = 300.0  # by the gateway, for all records
 _UNTOLD_S = {CallUnavailable: _NOT_OFFERED_TTL_S, Forbidden: 30.0}
 _SETTLING_NS = 600 * 10**9  # after its last stage finished, a record may still get another one
+_T = TypeVar("_T")
 _RECORDS_IN_MEMORY = 20_000
 _MOST_AHEAD = 64
 
@@ -44,6 +45,11 @@ class _Known:
     logs: dict[str, LogNote] = field(default_factory=dict)
     times: RecordTimes | None = None  # once they can no longer change
     recalled: bool = False  # from the index
+
+    def learn(self, build: BuildRecord) -> None:
+        if build.final and not self.build.final:
+            self.stages.expire()  # what was told of its stages while it ran
+        self.build.value, self.build.final = build, build.final
 
     @property
     def runs(self) -> tuple[StageRun, ...] | None:
@@ -104,9 +110,9 @@ class Catalog:
         return times
 
     def fresh(self, record: RecordId) -> bool:
-        """Whether the stages of a record need not be asked for just now."""
+        """Whether the stages of a record were told, and need not be asked for just now."""
         known = self._records.get(record)
-        return known is not None and known.stages.fresh(TTL_S)
+        return known is not None and known.runs is not None and _told(known.stages)
 
     def told(self, record: RecordId) -> bool:
         """Whether nothing of a record need be asked for just now."""
@@ -120,8 +126,7 @@ class Catalog:
             known is not None
             and known.runs is not None
             and known.run(key.stage.name) is None
-            and known.stages.fresh(TTL_S)
-            and known.stages.failure is None
+            and _told(known.stages)
         )
 
     def absent(self, record: RecordId) -> bool:
@@ -196,11 +201,12 @@ class Catalog:
         return indexed | here
 
     async def stages(
-        self, record: RecordId, ttl_s: float = TTL_S, patience_s: float = float("inf")
+        self, record: RecordId, *, force: bool = False, patience_s: float = float("inf")
     ) -> tuple[StageRun, ...] | None:
         """Return the stages of a record, at most a few seconds old unless they are final.
 
         Args:
+            force: ask in any case.
             patience_s: how long the API may take for them.
 
         Returns:
@@ -225,17 +231,20 @@ class Catalog:
             final = _all_over(runs)
             if self._index and (runs, final) != (known.runs, known.stages.final):
                 self._index.keep_stages(record, runs, _times_of(runs, final=final))
-            known.stages.final = final
+            known.stages.final, known.times = final, None
             return runs
 
         return await known.stages.get(
-            ask, self._nursery, ttl_s, patience_s=patience_s, untold_s=_UNTOLD_S
+            ask, self._nursery, TTL_S, force=force, patience_s=patience_s, untold_s=_UNTOLD_S
         )
 
-    async def build(self, record: RecordId, patience_s: float = float("inf")) -> BuildRecord | None:
+    async def build(
+        self, record: RecordId, *, force: bool = False, patience_s: float = float("inf")
+    ) -> BuildRecord | None:
         """Return the record itself, at most a few seconds old unless it is over.
 
         Args:
+            force: ask in any case.
             patience_s: how long the API may take for it.
 
         Returns:
@@ -250,13 +259,13 @@ class Catalog:
 
         async def ask() -> BuildRecord:
             build = await self._source.record(record)
-            known.build.final = build.final
             if self._index and build != known.build.value:
                 self._index.keep_builds([build])
+            known.learn(build)
             return build
 
         return await known.build.get(
-            ask, self._nursery, TTL_S, patience_s=patience_s, untold_s=_UNTOLD_S
+            ask, self._nursery, TTL_S, force=force, patience_s=patience_s, untold_s=_UNTOLD_S
         )
 
     async def stage(self, key: LogKey) -> StageRun | None:
@@ -286,13 +295,18 @@ class Catalog:
         """Take in what a list of builds said of a record whose directory is in use."""
         known = self._records.get(build.record)
         if known is not None and not known.build.final:
-            known.build.value, known.build.final = build, build.final
+            known.learn(build)
 
     def _known(self, record: RecordId) -> _Known:
         known = self._records.get(record)
         if known is None:
             known = self._records[record] = _Known()
         return known
+
+
+def _told(answer: Answer[_T]) -> bool:
+    """Whether an answer is new enough, and no failure is what is new about it."""
+    return answer.failure is None and answer.fresh(TTL_S)
 
 
 def _times_of(runs: tuple[StageRun, ...], *, final: bool) -> RecordTimes:

@@ -4,8 +4,9 @@ One SQLite file in the cache directory. It holds only what the API has told, so 
 calls, never truth: a file that is damaged or of another version is replaced by an empty one,
 and a disk that cannot be written makes the index forgetful, with one line in the log.
 
-Writing is lazy: rows are gathered and written together a moment later. Everything that
-touches the file runs in worker threads, one at a time.
+Writing is lazy: rows are gathered and written together a moment later, and stay known here
+until they are written. Reading never waits for writing, not even for that of another mount.
+Everything that touches the file runs in worker threads.
 """
 
 import json
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,10 @@ log = logging.getLogger(__name__)
 
 _VERSION = 1
 _WRITE_AFTER_S = 0.5
+_RETRY_AFTER_S = 5.0
+_MOST_UNWRITTEN = 20_000  # rows that wait for a file that cannot be written
 _BUSY_TIMEOUT_S = 5.0  # another mount that shares the cache directory writes just now
+_READ_TIMEOUT_S = 0.5
 _MOST_RECORDS = 200_000
 _KEEP_SHARE = 0.9
 _PRUNE_EVERY_ROWS = 10_000
@@ -95,29 +99,38 @@ class IndexedRecord:
 
 
 @dataclass(slots=True)
-class _Pending:
-    """Rows on their way to the file, newest last; INVARIANT: replaced as a whole, never shared."""
+class _Rows:
+    """What was told and is not in the file yet."""
 
     stages: dict[RecordId, tuple[tuple[StageRun, ...], RecordTimes]] = field(default_factory=dict)
     builds: dict[RecordId, BuildRecord] = field(default_factory=dict)
     logs: dict[LogKey, LogNote | None] = field(default_factory=dict)
     projects: dict[ProjectId, tuple[Job, ...]] = field(default_factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self.stages or self.builds or self.logs or self.projects)
+    def __len__(self) -> int:
+        return len(self.stages) + len(self.builds) + len(self.logs) + len(self.projects)
+
+    def under(self, newer: "_Rows") -> "_Rows":
+        return _Rows(
+            self.stages | newer.stages,
+            self.builds | newer.builds,
+            self.logs | newer.logs,
+            self.projects | newer.projects,
+        )
 
 
 class Index:
     """The index file of one cache directory; opened by ``open_index``.
 
-    No method raises for what is wrong with the file: reads find nothing, writes are dropped.
+    No method raises for what is wrong with the file: reads find nothing, writes are put off.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: sqlite3.Connection | None = None
-        self._in_use = threading.Lock()
-        self._pending = _Pending()
+        self._reader = _File(path, _READ_TIMEOUT_S)
+        self._writer = _File(path, _BUSY_TIMEOUT_S)
+        self._told = _Rows()
+        self._being_written = _Rows()
         self._something = trio.Event()
         self._warned = False
         self._unpruned_rows = _PRUNE_EVERY_ROWS  # once after the start
@@ -127,51 +140,77 @@ class Index:
     def keep_stages(
         self, record: RecordId, stages: tuple[StageRun, ...], times: RecordTimes
     ) -> None:
-        self._pending.stages[record] = (stages, times)
+        self._told.stages[record] = (stages, times)
         self._something.set()
 
     def keep_builds(self, builds: Iterable[BuildRecord]) -> None:
-        self._pending.builds.update((build.record, build) for build in builds)
+        self._told.builds.update((build.record, build) for build in builds)
         self._something.set()
 
     def keep_log(self, key: LogKey, note: LogNote | None) -> None:
         """Remember a log; None forgets it."""
-        self._pending.logs[key] = note
+        self._told.logs[key] = note
         self._something.set()
 
     def keep_jobs(self, project: ProjectId, jobs: tuple[Job, ...]) -> None:
-        self._pending.projects[project] = jobs
+        self._told.projects[project] = jobs
         self._something.set()
 
-    # Recalling.
+    # Recalling: from the file, and over that what is not in it yet.
 
     async def records_from(self, first: RecordId, limit: int) -> dict[RecordId, IndexedRecord]:
         """Return what is known of a record and of those that follow in the order of ids."""
-        return await self._read(lambda file: _records_from(file, first, limit), {})
+        nothing: dict[RecordId, IndexedRecord] = {}
+        found = await self._read(lambda file: _records_from(file, first, limit), nothing)
+        found.setdefault(first, IndexedRecord(None, False, None, {}))
+        told = self._unwritten
+        for record, indexed in found.items():
+            if record in told.stages:
+                stages, times = told.stages[record]
+                indexed = replace(indexed, stages=stages, final=times.final)
+            if record in told.builds:
+                indexed = replace(indexed, build=told.builds[record])
+            found[record] = indexed
+        for key, note in told.logs.items():
+            if key.record in found:
+                found[key.record].logs.pop(key.file_name, None)
+                if note is not None:
+                    found[key.record].logs[key.file_name] = note
+        return found
 
     async def records(self) -> dict[RecordId, RecordTimes]:
-        """Return all records whose stages were ever told, in the order of their ids."""
-        return await self._read(_records, {})
+        """Return all records whose stages were ever told."""
+        nothing: dict[RecordId, RecordTimes] = {}
+        found = await self._read(_records, nothing)
+        return found | {record: times for record, (_, times) in self._unwritten.stages.items()}
 
     async def builds(self, build_project_id: str, limit: int) -> tuple[BuildRecord, ...]:
         """Return the known builds of a job, newest first."""
-        return await self._read(lambda file: _builds(file, build_project_id, limit), ())
+        nothing: tuple[BuildRecord, ...] = ()
+        found = await self._read(lambda file: _builds(file, build_project_id, limit), nothing)
+        told = self._unwritten.builds.values()
+        builds = {build.record: build for build in found} | {
+            build.record: build for build in told if build.build_project_id == build_project_id
+        }
+        newest_first = sorted(builds.values(), key=lambda build: -(build.build_no or 0))
+        return tuple(newest_first[:limit])
 
     async def build(self, build_project_id: str, build_no: int) -> BuildRecord | None:
+        for build in self._unwritten.builds.values():
+            if (build.build_project_id, build.build_no) == (build_project_id, build_no):
+                return build
         return await self._read(lambda file: _build(file, build_project_id, build_no), None)
 
     async def jobs(self, project: ProjectId) -> tuple[Job, ...] | None:
-        return await self._read(lambda file: _jobs(file, project), None)
+        told = self._unwritten.projects.get(project)
+        return told or await self._read(lambda file: _jobs(file, project), None)
+
+    @property
+    def _unwritten(self) -> _Rows:
+        return self._being_written.under(self._told)
 
     async def _read(self, query: Callable[[sqlite3.Connection], _T], nothing: _T) -> _T:
-        pending = self._take_pending()
-
-        def read() -> _T:
-            with self._in_use:
-                self._write(pending)  # what was told a moment ago is known, too
-                return self._attempt(query, nothing)
-
-        return await trio.to_thread.run_sync(read)
+        return await trio.to_thread.run_sync(self._read_now, query, nothing)
 
     # Writing.
 
@@ -180,65 +219,126 @@ class Index:
         while True:
             await self._something.wait()
             await trio.sleep(_WRITE_AFTER_S)
-            await trio.to_thread.run_sync(self._write_alone, self._take_pending())
+            self._something = trio.Event()
+            self._being_written, self._told = self._told, _Rows()
+            written = await trio.to_thread.run_sync(self._write_now, self._being_written)
+            rows, self._being_written = self._being_written, _Rows()
+            if not written and len(rows) + len(self._told) <= _MOST_UNWRITTEN:
+                self._told = rows.under(self._told)
+                self._something.set()
+                await trio.sleep(_RETRY_AFTER_S)
 
     def close(self) -> None:
-        self._write_alone(self._take_pending())
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._write_now(self._unwritten)
+        self._reader.close()
+        self._writer.close()
 
-    def _take_pending(self) -> _Pending:
-        taken, self._pending = self._pending, _Pending()
-        if self._something.is_set():
-            self._something = trio.Event()
-        return taken
+    # Everything below runs in worker threads (or after the event loop's time).
 
-    # Everything below runs in worker threads (or before and after the event loop's time).
-
-    def _write_alone(self, pending: _Pending) -> None:
-        with self._in_use:
-            self._write(pending)
-
-    def _write(self, pending: _Pending) -> None:
-        if pending:
-            self._attempt(lambda file: _write(file, pending), None)
-            self._unpruned_rows += len(pending.stages) + len(pending.builds)
-            if self._unpruned_rows >= _PRUNE_EVERY_ROWS:
-                self._unpruned_rows = 0
-                self._attempt(_prune, None)
-
-    def _attempt(self, task: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
-        """Do something with the file; where that shows it to be damaged, start a new one."""
+    def _read_now(self, query: Callable[[sqlite3.Connection], _T], nothing: _T) -> _T:
         for _ in range(2):
             try:
-                if self._file is None:
-                    self._file = _open(self._path)
-                return task(self._file)
-            except OSError as error:
-                self._warn(error)
-                return otherwise
+                return self._reader.use(query)
+            except _Unusable as trouble:
+                self._warn(trouble)
+                return nothing
             except (sqlite3.Error, ValueError, TypeError) as error:
-                # The low byte is the kind of error, the others say more about it.
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
-                    self._warn(error)
-                    return otherwise
-                log.warning("cache: the index is damaged and was begun anew: %s", error)
-                self._discard()
-        return otherwise
+                self._begin_anew(error)
+        return nothing
 
-    def _warn(self, error: Exception) -> None:
-        level = logging.INFO if self._warned else logging.WARNING
-        log.log(level, "cache: the index cannot be used just now: %s", error)
-        self._warned = True
+    def _write_now(self, rows: _Rows) -> bool:
+        """Write rows. Return whether there is no need to try again."""
+        if not rows:
+            return True
+        for _ in range(2):
+            try:
+                self._writer.use(lambda file: _write(file, rows))
+                self._unpruned_rows += len(rows)
+                if self._unpruned_rows >= _PRUNE_EVERY_ROWS:
+                    self._unpruned_rows = 0
+                    self._writer.use(_prune)
+            except _Unusable as trouble:
+                self._warn(trouble)
+                return False
+            except sqlite3.Error as error:
+                self._begin_anew(error)
+            except Exception as error:
+                # Something in the rows, not in the file: they are not worth more than it.
+                log.warning("cache: %d answers were not kept in the index: %s", len(rows), error)
+                return True
+            else:
+                return True
+        return True
 
-    def _discard(self) -> None:
-        if self._file is not None:
-            with suppress(sqlite3.Error):
-                self._file.close()
-            self._file = None
+    def _begin_anew(self, error: Exception) -> None:
+        log.warning("cache: the index is damaged and was begun anew: %s", error)
+        self._reader.close()
+        self._writer.close()
         with suppress(OSError):
             _remove(self._path)
+
+    def _warn(self, trouble: Exception) -> None:
+        level = logging.INFO if self._warned else logging.WARNING
+        log.log(level, "cache: the index cannot be used just now: %s", trouble)
+        self._warned = True
+
+
+class _Unusable(Exception):
+    """The file cannot be used for a reason that says nothing about its contents, and may pass."""
+
+
+class _File:
+    """One connection to the file, for one thread at a time, opened when it is needed."""
+
+    def __init__(self, path: Path, busy_timeout_s: float) -> None:
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._in_use = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+
+    def use(self, task: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Run a task with the connection.
+
+        Raises:
+            _Unusable: the file is busy, full, not permitted, not there.
+            sqlite3.Error: its contents are wrong.
+        """
+        with self._in_use:
+            try:
+                if self._connection is None or self._was_replaced():
+                    self._close()
+                    self._connection = _open(self._path, self._busy_timeout_s)
+                    self._identity = self._identity_on_disk()
+                return task(self._connection)
+            except OSError as error:
+                raise _Unusable(str(error)) from error
+            except sqlite3.Error as error:
+                # The low byte is the kind of error, the others say more about it.
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+                    raise _Unusable(str(error)) from error
+                raise
+
+    def close(self) -> None:
+        with self._in_use:
+            self._close()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _was_replaced(self) -> bool:
+        """Whether somebody emptied the cache directory: what is open has no name any more."""
+        return self._identity != self._identity_on_disk()
+
+    def _identity_on_disk(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return (0, 0)
+        return status.st_dev, status.st_ino
 
 
 @asynccontextmanager
@@ -254,12 +354,12 @@ async def open_index(cache_dir: Path) -> AsyncIterator[Index]:
         index.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     # SQLite gives its side files the mode of the main one, whatever the umask.
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     for _ in range(2):
         file = sqlite3.connect(
-            path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
             version = file.execute("PRAGMA user_version").fetchone()[0]
@@ -305,7 +405,7 @@ def _transaction(file: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _write(file: sqlite3.Connection, pending: _Pending) -> None:
+def _write(file: sqlite3.Connection, rows: _Rows) -> None:
     now_s = int(time.time())
     with _transaction(file):
         file.executemany(
@@ -315,7 +415,7 @@ def _write(file: sqlite3.Connection, pending: _Pending) -> None:
             " modified_ns = excluded.modified_ns, stages = excluded.stages",
             [
                 (record, now_s, times.final, times.modified_ns, _stages_text(stages))
-                for record, (stages, times) in pending.stages.items()
+                for record, (stages, times) in rows.stages.items()
             ],
         )
         file.executemany(
@@ -328,13 +428,13 @@ def _write(file: sqlite3.Connection, pending: _Pending) -> None:
                     build.record,
                     now_s,
                     json.dumps(astuple(build), ensure_ascii=True),
-                    build.build_project_id or None,
+                    _bindable(build.build_project_id) or None,
                     build.build_no,
                 )
-                for build in pending.builds.values()
+                for build in rows.builds.values()
             ],
         )
-        for key, note in pending.logs.items():
+        for key, note in rows.logs.items():
             if note is None:
                 file.execute(
                     "DELETE FROM logs WHERE record = ? AND file = ?", (key.record, key.file_name)
@@ -348,7 +448,7 @@ def _write(file: sqlite3.Connection, pending: _Pending) -> None:
             "INSERT OR REPLACE INTO projects VALUES (?, ?)",
             [
                 (project, json.dumps([astuple(job) for job in jobs], ensure_ascii=True))
-                for project, jobs in pending.projects.items()
+                for project, jobs in rows.projects.items()
             ],
         )
 
@@ -363,6 +463,11 @@ def _prune(file: sqlite3.Connection) -> None:
     with _transaction(file):
         file.execute(f"DELETE FROM records WHERE record IN ({oldest})", (surplus,))
         file.execute("DELETE FROM logs WHERE record NOT IN (SELECT record FROM records)")
+
+
+def _bindable(text: str) -> str:
+    """Return text that SQLite takes: JSON may bring lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _stages_text(stages: tuple[StageRun, ...]) -> str:
@@ -387,16 +492,15 @@ def _records_from(
         )
         for record, final, stages, build in rows
     }
-    found.setdefault(first, IndexedRecord(None, False, None, {}))
-    last = max(found)
+    last = max(found, default=first)
     logs = file.execute(
         "SELECT record, file, size_bytes, modified_ns, final FROM logs"
         " WHERE record BETWEEN ? AND ?",
         (first, last),
     )
     for record, name, size_bytes, modified_ns, final in logs:
-        if record in found:
-            found[record].logs[name] = LogNote(size_bytes, modified_ns, bool(final))
+        indexed = found.setdefault(RecordId(record), IndexedRecord(None, False, None, {}))
+        indexed.logs[name] = LogNote(size_bytes, modified_ns, bool(final))
     return found
 
 
@@ -427,7 +531,7 @@ def _builds(file: sqlite3.Connection, build_project_id: str, limit: int) -> tupl
     rows = file.execute(
         "SELECT build FROM records WHERE build_project = ? AND build IS NOT NULL"
         " ORDER BY build_no DESC LIMIT ?",
-        (build_project_id, limit),
+        (_bindable(build_project_id), limit),
     )
     return tuple(_build_record(build) for (build,) in rows)
 
@@ -435,7 +539,7 @@ def _builds(file: sqlite3.Connection, build_project_id: str, limit: int) -> tupl
 def _build(file: sqlite3.Connection, build_project_id: str, build_no: int) -> BuildRecord | None:
     row = file.execute(
         "SELECT build FROM records WHERE build_project = ? AND build_no = ? AND build IS NOT NULL",
-        (build_project_id, build_no),
+        (_bindable(build_project_id), build_no),
     ).fetchone()
     return None if row is None else _build_record(row[0])
 

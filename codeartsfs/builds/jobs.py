@@ -15,13 +15,15 @@ import trio
 from codeartsfs.builds.answer import Answer
 from codeartsfs.builds.catalog import Catalog
 from codeartsfs.builds.index import Index
-from codeartsfs.errors import NotFound
+from codeartsfs.errors import CodeArtsError, NotFound
 from codeartsfs.model import BuildRecord, Job
 from codeartsfs.names import ProjectId, RecordId, parse_build_number
 from codeartsfs.spelling import spell_all
 
 JOBS_TTL_S = 30.0
 BUILDS_TTL_S = 5.0
+_NAMES_TTL_S = 300.0  # which job a name means
+_PATIENCE_S = 5.0  # for whether that is still so
 _BUILDS_IN_MEMORY = 20_000
 _NUMBERS_IN_MEMORY = 10_000
 
@@ -76,9 +78,11 @@ class _Project:
     told: Answer[tuple[Job, ...]] = field(default_factory=Answer)
     by_name: Mapping[str, Job] = field(default_factory=dict)
     by_build_project: Mapping[str, Job] = field(default_factory=dict)
+    named_at: float = -float("inf")  # trio's clock
     recalled: bool = False
 
     def take(self, jobs: tuple[Job, ...]) -> None:
+        self.named_at = trio.current_time()
         self.by_name = _by_name(jobs)
         self.by_build_project = {job.build_project_id: job for job in jobs if job.build_project_id}
 
@@ -144,7 +148,9 @@ class Jobs:
             return which.among(self._known_builds(job))
         numbered = (b for b in self._known_builds(job) if b.build_no == which)
         older = self._numbered.get((job.job_id, which))
-        return next(numbered, None) or (older.value if older else None)
+        build = next(numbered, None) or (older.value if older else None)
+        newer = self._catalog.known_build(build.record) if build and not build.final else None
+        return newer or build
 
     def fresh(self, job: Job) -> bool:
         """Whether the builds of a job need not be asked for just now."""
@@ -169,11 +175,17 @@ class Jobs:
             known.take(saved)
 
     async def jobs(
-        self, project: ProjectId, ttl_s: float = JOBS_TTL_S, patience_s: float = float("inf")
+        self,
+        project: ProjectId,
+        ttl_s: float = JOBS_TTL_S,
+        *,
+        force: bool = False,
+        patience_s: float = float("inf"),
     ) -> Mapping[str, Job]:
         """Return the jobs of a project by name, at most half a minute old.
 
         Args:
+            force: ask in any case.
             patience_s: how long the API may take for them.
 
         Raises:
@@ -184,13 +196,12 @@ class Jobs:
 
         async def ask() -> tuple[Job, ...]:
             jobs = await self._source.jobs(project)
-            if jobs != known.told.value:
-                known.take(jobs)
-                if self._index:
-                    self._index.keep_jobs(project, jobs)
+            if self._index and jobs != known.told.value:
+                self._index.keep_jobs(project, jobs)
+            known.take(jobs)
             return jobs
 
-        await known.told.get(ask, self._nursery, ttl_s, patience_s=patience_s)
+        await known.told.get(ask, self._nursery, ttl_s, force=force, patience_s=patience_s)
         return known.by_name
 
     async def job(self, project: ProjectId, name: str) -> Job:
@@ -201,7 +212,20 @@ class Jobs:
             CodeArtsError: the API could not be asked.
         """
         await self.recall(project)
-        job = self.known_jobs(project).get(name) or (await self.jobs(project)).get(name)
+        known = self._projects[project]
+        job = known.by_name.get(name)
+        if job is not None:
+            if trio.current_time() - known.named_at < _NAMES_TTL_S:
+                return job
+            try:
+                return (await self.jobs(project, patience_s=_PATIENCE_S))[name]
+            except NotFound:
+                raise
+            except CodeArtsError:
+                return job
+            except KeyError:
+                pass
+        job = (await self.jobs(project)).get(name)
         # A job that is new may be missing from a list that is not.
         job = job or (await self.jobs(project, BUILDS_TTL_S)).get(name)
         if job is None:
@@ -216,11 +240,12 @@ class Jobs:
         return await self._index.builds(job.build_project_id, self.builds_per_job)
 
     async def builds(
-        self, job: Job, ttl_s: float = BUILDS_TTL_S, patience_s: float = float("inf")
+        self, job: Job, *, force: bool = False, patience_s: float = float("inf")
     ) -> tuple[BuildRecord, ...]:
         """Return the newest builds of a job, newest first, as of the last seconds.
 
         Args:
+            force: ask in any case.
             patience_s: how long the API may take for them.
 
         Raises:
@@ -232,7 +257,12 @@ class Jobs:
             told = self._builds[job.job_id] = Answer()
 
         async def ask() -> tuple[BuildRecord, ...]:
-            builds = await self._source.builds(job, self.builds_per_job)
+            try:
+                builds = await self._source.builds(job, self.builds_per_job)
+            except NotFound:
+                for project in self._projects.values():
+                    project.named_at = -float("inf")  # the name may be another job's by now
+                raise
             before = set(told.value or ())
             changed = [build for build in builds if build not in before]
             for build in changed:
@@ -241,7 +271,10 @@ class Jobs:
                 self._index.keep_builds(changed)
             return builds
 
-        return await told.get(ask, self._nursery, ttl_s, patience_s=patience_s) or ()
+        answer = await told.get(
+            ask, self._nursery, BUILDS_TTL_S, force=force, patience_s=patience_s
+        )
+        return answer or ()
 
     async def record(self, job: Job, which: Which, patience_s: float = float("inf")) -> RecordId:
         """Return the record of one build of a job.

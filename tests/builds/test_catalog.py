@@ -207,7 +207,7 @@ async def test_what_is_told_of_a_running_record_lives_five_seconds(
         await catalog.stage(KEY)
         await trio.sleep(1)
     assert len(source.calls) == 2
-    await catalog.stages(RECORD, ttl_s=0)
+    await catalog.stages(RECORD, force=True)
     assert len(source.calls) == 3
 
 
@@ -359,8 +359,7 @@ async def test_stage_is_not_ruled_out_where_the_last_question_failed(
     await catalog.stages(RECORD)
     source.failure = ApiUnavailable("down")
     with pytest.raises(ApiUnavailable):
-        await catalog.stages(RECORD, ttl_s=0)
-    assert catalog.fresh(RECORD)  # the failure is
+        await catalog.stages(RECORD, force=True)
     assert not catalog.rules_out(LogKey(RECORD, Stage("stage2"), LogLevel.INFO))
 
 
@@ -577,6 +576,25 @@ async def test_what_was_seen_since_the_start_is_newer_than_what_is_recalled(
         assert catalog.log_note(second) == LogNote(1, 2, True)
 
 
+async def test_what_was_seen_during_a_recall_is_newer_than_what_is_recalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    (tmp_path / "v1").mkdir()
+    async with open_index(tmp_path) as index:
+        index.keep_log(KEY, LogNote(5, 6, False))
+        catalog = Catalog(FakeBuilds(), nursery, index)
+        read = index.records_from
+
+        async def overtaken(first: RecordId, limit: int) -> dict[RecordId, IndexedRecord]:
+            found = await read(first, limit)
+            catalog.note_log(KEY, LogNote(50, 60, True))
+            return found
+
+        monkeypatch.setattr(index, "records_from", overtaken)
+        await catalog.recall(RECORD)
+        assert catalog.log_note(KEY) == LogNote(50, 60, True)
+
+
 async def test_an_index_that_cannot_be_used_costs_calls_and_nothing_else(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:
@@ -613,6 +631,7 @@ async def test_who_walks_through_records_reads_the_index_rarely(
     async with open_index(tmp_path) as index:
         for record in records:
             index.keep_stages(record, (OVER,), RecordTimes(1, final=True))
+    async with open_index(tmp_path) as index:
         reads: list[int] = []
         read = index.records_from
 
@@ -631,3 +650,44 @@ async def test_who_walks_through_records_reads_the_index_rarely(
         for record in reversed(records[::100]):
             await catalog.recall(record)
         assert reads == [1] * 10  # somebody who jumps about gets what was asked for
+
+
+async def test_an_order_asks_whatever_is_known(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(OVER)
+    catalog = Catalog(source, nursery)
+    await catalog.stages(RECORD)
+    again = StageRun(Stage("stage1"), status="RUNNING", started_ns=time.time_ns())
+    source.runs = (again,)  # somebody ran it again
+    assert await catalog.stages(RECORD) == (OVER,)
+    assert await catalog.stages(RECORD, force=True) == (again,)
+    times = catalog.times(RECORD)
+    assert times is not None
+    assert not times.final
+    source.failure = ApiUnavailable("down")
+    with pytest.raises(ApiUnavailable):
+        await catalog.stages(RECORD, force=True)
+    source.failure = None
+    assert await catalog.stages(RECORD, force=True) == (again,)
+
+
+async def test_a_record_that_is_over_makes_what_was_told_of_its_stages_old(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(RUNNING)
+    catalog = Catalog(source, nursery)
+    await catalog.stages(RECORD)
+    source.runs = (OVER,)
+    catalog.learn(BuildRecord(RECORD, status="SUCCESS"))
+    assert await catalog.stages(RECORD) == (OVER,)
+
+
+async def test_a_failure_is_no_news(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    source = FakeBuilds(OVER)
+    source.failure = ApiUnavailable("down")
+    catalog = Catalog(source, nursery)
+    with pytest.raises(ApiUnavailable):
+        await catalog.stages(RECORD)
+    assert not catalog.fresh(RECORD)
+    assert not catalog.told(RECORD)

@@ -56,10 +56,14 @@ def tell(index: Index) -> None:
     index.keep_jobs(PROJECT, (JOB,))
 
 
-async def assert_known(index: Index) -> None:
+async def assert_known_of_record(index: Index) -> None:
     record = (await index.records_from(RECORD, 1))[RECORD]
     assert (record.stages, record.final, record.build) == ((RUN,), True, BUILD)
     assert record.logs == {KEY.file_name: NOTE}
+
+
+async def assert_known(index: Index) -> None:
+    await assert_known_of_record(index)
     assert await index.records() == {RECORD: TIMES}
     assert await index.builds("p-1", 10) == (BUILD,)
     assert await index.build("p-1", 7) == BUILD
@@ -67,7 +71,8 @@ async def assert_known(index: Index) -> None:
 
 
 async def assert_empty(index: Index) -> None:
-    assert await index.records_from(RECORD, 1) == {}
+    record = (await index.records_from(RECORD, 1))[RECORD]
+    assert (record.stages, record.build, record.logs) == (None, None, {})
     assert await index.records() == {}
     assert await index.builds("p-1", 10) == ()
     assert await index.build("p-1", 7) is None
@@ -134,6 +139,7 @@ async def test_records_that_follow_come_along(cache: Path) -> None:
         for record in records:
             index.keep_stages(record, (RUN,), TIMES)
             index.keep_log(LogKey(record, RUN.stage, LogLevel.INFO), NOTE)
+    async with open_index(cache) as index:
         found = await index.records_from(records[3], 4)
         assert sorted(found) == records[3:7]
         assert all(one.logs == {KEY.file_name: NOTE} for one in found.values())
@@ -216,15 +222,17 @@ async def test_flipped_bits_cost_answers_never_errors(cache: Path) -> None:
             await index.builds("p-1", 10)
 
 
-async def test_a_cache_directory_that_is_not_there_is_forgetfulness(
+async def test_where_nothing_can_be_written_what_was_told_is_known_for_now(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_index(tmp_path / "gone") as index:
-        tell(index)
         await assert_empty(index)
         tell(index)
+        await assert_known(index)
     warnings = [line for line in caplog.records if line.levelname == "WARNING"]
     assert len(warnings) == 1  # once, not for every look
+    async with open_index(tmp_path / "gone") as index:
+        await assert_empty(index)
 
 
 def _directory(cache: Path) -> None:
@@ -247,18 +255,60 @@ async def test_what_is_in_the_way_makes_forgetful_and_is_left_alone(
     before = below(tmp_path)
     async with open_index(tmp_path) as index:
         tell(index)
-        await assert_empty(index)
+        await assert_known(index)
     assert below(tmp_path) == before
     assert "cannot be used just now" in caplog.text
 
 
-async def test_what_is_in_the_way_may_go_away(cache: Path) -> None:
+async def test_what_could_not_be_written_is_written_when_it_can_be(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.01)
     file_of(cache).mkdir()
     async with open_index(cache) as index:
-        await assert_empty(index)
-        file_of(cache).rmdir()
         tell(index)
+        await until(lambda: "cannot be used just now" in caplog.text)
+        file_of(cache).rmdir()
+        await until(lambda: file_of(cache).exists() and count(cache, "records") > 0)
         await assert_known(index)
+
+
+async def test_what_waits_to_be_written_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_MOST_UNWRITTEN", 3)
+    async with open_index(tmp_path / "gone") as index:
+        tell(index)
+        index.keep_builds([BuildRecord(OTHER, 8, "p-1")])
+        await until(lambda: len(index._unwritten) == 0)
+
+
+async def test_rows_that_cannot_be_stored_harm_no_others(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_index(cache) as index:
+        tell(index)
+        await until(lambda: count(cache, "records") > 0)
+        index.keep_stages(OTHER, (RUN,), RecordTimes(2**70, final=True))
+        await until(lambda: "were not kept" in caplog.text)
+        await assert_known(index)
+        index.keep_builds([BuildRecord(OTHER, 2**31 - 1, "\ud800")])
+        assert await index.build("\ud800", 2**31 - 1) is not None
+    async with open_index(cache) as index:
+        await assert_known(index)
+        assert await index.build("\ud800", 2**31 - 1) is not None
+    assert "begun anew" not in caplog.text
+
+
+async def test_a_file_that_was_removed_is_made_again(cache: Path) -> None:
+    async with open_index(cache) as index:
+        tell(index)
+        await until(lambda: count(cache, "records") > 0)
+        for path in file_of(cache).parent.iterdir():
+            path.unlink()
+        await assert_empty(index)
+        tell(index)
+        await until(lambda: count(cache, "records") > 0)
 
 
 async def test_a_link_in_place_of_the_file_is_not_followed(cache: Path, tmp_path: Path) -> None:
@@ -266,8 +316,8 @@ async def test_a_link_in_place_of_the_file_is_not_followed(cache: Path, tmp_path
     target.write_text("precious")
     file_of(cache).symlink_to(target)
     async with open_index(cache) as index:
-        tell(index)
         await assert_empty(index)
+        tell(index)
     assert target.read_text() == "precious"
 
 
@@ -286,10 +336,11 @@ async def test_a_locked_file_is_waited_for_and_then_done_without(
         other.close()
 
 
-async def test_a_lock_costs_what_is_told_meanwhile_and_nothing_else(
+async def test_a_lock_costs_what_is_on_disk_and_nothing_that_is_told(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_BUSY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(module, "_READ_TIMEOUT_S", 0.0)
     async with open_index(cache) as index:
         tell(index)
     other = sqlite3.connect(file_of(cache), isolation_level=None)
@@ -298,30 +349,36 @@ async def test_a_lock_costs_what_is_told_meanwhile_and_nothing_else(
     other.execute("UPDATE records SET told_s = told_s")
     async with open_index(cache) as index:
         index.keep_builds([BuildRecord(OTHER, 8, "p-1")])
-        assert await index.builds("p-1", 10) == ()
+        assert [build.build_no for build in await index.builds("p-1", 10)] == [8]
         other.close()
         assert "cannot be used just now" in caplog.text
-        await assert_known(index)  # it was not taken for damaged
-        index.keep_builds([BuildRecord(OTHER, 9, "p-1")])
-        assert [build.build_no for build in await index.builds("p-1", 10)] == [9, 7]
+        await assert_known_of_record(index)  # it was not taken for damaged
+        assert [build.build_no for build in await index.builds("p-1", 10)] == [8, 7]
 
 
-async def test_many_may_ask_at_once(cache: Path) -> None:
+async def test_many_may_tell_and_ask_at_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with open_index(cache) as index:
         tell(index)
         await index.records()
+
+        async def tell_and_ask(number: int) -> None:
+            index.keep_builds([BuildRecord(RecordId(f"{number:036}"), number, "p-2")])
+            await assert_known(index)
+
         async with trio.open_nursery() as askers:
-            for _ in range(50):
-                askers.start_soon(assert_known, index)
+            for number in range(1, 51):
+                askers.start_soon(tell_and_ask, number)
+        assert len(await index.builds("p-2", 100)) == 50
+    assert not caplog.records  # nothing was begun anew
 
 
 async def test_two_mounts_share_one_file(cache: Path) -> None:
     async with open_index(cache) as one, open_index(cache) as two:
         tell(one)
-        await one.records()
+        await until(lambda: count(cache, "records") == 1)
         await assert_known(two)
         two.keep_stages(OTHER, (RUN,), TIMES)
-        await two.records()
+        await until(lambda: count(cache, "records") == 2)
         assert set(await one.records()) == {RECORD, OTHER}
 
 
@@ -332,15 +389,16 @@ async def test_what_was_told_longest_ago_goes_first(
     monkeypatch.setattr(module, "_PRUNE_EVERY_ROWS", 50)
     now = 1000
     monkeypatch.setattr("time.time", lambda: now)
+    for batch in range(30):
+        now += 1
+        async with open_index(cache) as index:
+            for number in range(batch * 10, batch * 10 + 10):
+                record = RecordId(f"{number:036}")
+                index.keep_stages(record, (RUN,), TIMES)
+                index.keep_log(LogKey(record, RUN.stage, LogLevel.INFO), NOTE)
+        assert count(cache, "records") <= 110
     async with open_index(cache) as index:
-        for number in range(300):
-            now += 1
-            record = RecordId(f"{number:036}")
-            index.keep_stages(record, (RUN,), TIMES)
-            index.keep_log(LogKey(record, RUN.stage, LogLevel.INFO), NOTE)
-            if number % 10 == 9:
-                known = await index.records()
-                assert len(known) <= 150
-        assert max(known) == f"{299:036}"
-        assert min(known) > f"{100:036}"
+        known = await index.records()
+    assert max(known) == f"{299:036}"
+    assert min(known) > f"{100:036}"
     assert count(cache, "logs") == count(cache, "records")

@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from codeartsfs.builds.catalog import Catalog
 from codeartsfs.builds.index import Index, open_index
-from codeartsfs.builds.jobs import Jobs, Latest, parse_which
+from codeartsfs.builds.jobs import Jobs, Latest, Which, parse_which
 from codeartsfs.errors import ApiUnavailable, NotFound
 from codeartsfs.model import BuildRecord, Job
 from codeartsfs.names import ProjectId, RecordId
@@ -104,7 +104,7 @@ async def test_a_known_job_is_found_without_asking(
     source = FakeJobs()
     jobs = jobs_of(source, nursery)
     assert await jobs.job(PROJECT, "web-app") == JOB
-    await trio.sleep(1000)
+    await trio.sleep(250)
     assert await jobs.job(PROJECT, "web-app") == JOB
     assert source.calls == ["jobs"]
 
@@ -320,13 +320,13 @@ async def test_projects_keep_their_jobs_apart(
     await jobs.jobs(PROJECT)
     assert jobs.known_jobs(other) == {}
     assert not jobs.rules_out(other, "new")
-    source.jobs_told = (Job("k" * 32, "web-app", "p-2"),)
+    source.jobs_told = (Job("k" * 32, "web-app", "p-2"), Job("l" * 32, "of a hidden project"))
     await jobs.jobs(other)
     assert jobs.known_jobs(PROJECT) == {"web-app": JOB}
     assert jobs.job_of(build(1, project="p-2")) == source.jobs_told[0]
     assert jobs.job_of(build(1)) == JOB
     assert jobs.job_of(build(1, project="p-3")) is None
-    assert jobs.job_of(build(1, project="")) is None  # no job tells its project either
+    assert jobs.job_of(build(1, project="")) is None
 
 
 async def test_after_a_restart_what_was_told_is_known(
@@ -368,8 +368,74 @@ async def test_a_list_of_builds_tells_the_catalog(tmp_path: Path, nursery: trio.
         assert catalog.known_build(build(1).record) == build(1)
 
 
+@pytest.mark.parametrize("which", [Latest.ANY, 1])
+async def test_what_is_said_of_a_build_reaches_a_record_in_use(
+    autojump_clock: MockClock, which: Which, nursery: trio.Nursery
+) -> None:
+    records = FakeBuilds()
+    records.status = "RUNNING"
+    catalog = Catalog(records, nursery)
+    await catalog.build(build(1).record)
+    source = FakeJobs(build(1))
+    source.older = {1: build(1)}
+    jobs = Jobs(source, catalog, [PROJECT], nursery, builds_per_job=9)
+    await jobs.record(JOB, which)
+    assert catalog.known_build(build(1).record) == build(1)
+
+
 def test_names_of_builds() -> None:
     assert parse_which("latest-failed") is Latest.FAILED
     assert parse_which("12") == 12
     for name in ("0", "012", "-1", "1.0", "2147483648", "latest-", "Latest", "", "९"):
         assert parse_which(name) is None, name
+
+
+async def test_which_job_a_name_means_is_asked_again_after_minutes(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs()
+    jobs = jobs_of(source, nursery)
+    assert await jobs.job(PROJECT, "web-app") == JOB
+    other = Job("k" * 32, "web-app", "p-2")
+    source.jobs_told = (other,)
+    await trio.sleep(299)
+    assert await jobs.job(PROJECT, "web-app") == JOB
+    await trio.sleep(1)
+    assert await jobs.job(PROJECT, "web-app") == other
+    await trio.sleep(300)
+    source.failure = ApiUnavailable("down")
+    assert await jobs.job(PROJECT, "web-app") == other  # as far as is known
+    source.failure = None
+    source.jobs_told = ()
+    await trio.sleep(300)
+    with pytest.raises(NotFound):
+        await jobs.job(PROJECT, "web-app")
+
+
+async def test_a_job_that_is_gone_makes_its_name_be_asked_for_again(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs()
+    jobs = jobs_of(source, nursery)
+    job = await jobs.job(PROJECT, "web-app")
+    source.failure = NotFound("no such job")
+    with pytest.raises(NotFound):
+        await jobs.builds(job)
+    source.failure = None
+    source.jobs_told = (Job("k" * 32, "web-app", "p-2"),)
+    await trio.sleep(30)
+    assert (await jobs.job(PROJECT, "web-app")).build_project_id == "p-2"
+
+
+async def test_an_older_build_that_ran_when_it_was_found_ends(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs()
+    source.older = {1: build(1, "RUNNING")}
+    catalog = Catalog(FakeBuilds(), nursery)
+    jobs = Jobs(source, catalog, [PROJECT], nursery, builds_per_job=9)
+    await catalog.stages(build(1).record)
+    await jobs.record(JOB, 1)
+    assert jobs.known_build(JOB, 1) == build(1, "RUNNING")
+    catalog.learn(build(1))
+    assert jobs.known_build(JOB, 1) == build(1)

@@ -3,6 +3,7 @@
 Time is trio's mock clock, moved by hand: worker threads take real time, which does not count.
 """
 
+import hashlib
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ from codeartsfs.errors import (
 )
 from codeartsfs.logs.body import Body
 from codeartsfs.logs.disk import DiskTier, LogMeta
-from codeartsfs.logs.store import LogStore, OpenLog
+from codeartsfs.logs.store import LogStore, OpenLog, Provenance
 from codeartsfs.model import LogNote
 from codeartsfs.names import LogKey, RecordId
 from tests.logs.fakes import (
@@ -902,6 +903,79 @@ async def test_a_final_log_that_is_not_as_noted_is_another_file(
     note = world.states.notes[KEY]
     assert note is not None
     assert note.size_bytes == 4
+
+
+async def test_a_note_is_forgotten_when_the_server_rewrote_the_log(
+    world: World, mock_clock: MockClock
+) -> None:
+    await put_on_disk(world, 100, 0)
+    noted = world.states.notes[KEY]
+    assert noted is not None
+    assert noted.size_bytes == len(LOG)
+    world.source.logs[KEY] = text(3000, "other")
+    world.source.size_known, world.source.stalls_at = False, 0
+    async with world.store() as store, trio.open_nursery() as nursery:
+        nursery.start_soon(content_of, store)
+        await until(lambda: len(world.source.calls) == 2)  # the new log is on its way
+        assert world.states.notes[KEY] is None
+        assert store.peek(KEY) is None
+        world.source.go.set()
+    noted = world.states.notes[KEY]
+    assert noted is not None
+    assert noted.size_bytes == 3000
+
+
+async def test_where_a_log_is_follows_it_from_the_api_to_disk(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.source.logs[KEY] = LARGE
+    world.source.stalls_at = 1000
+    before_ns = time.time_ns()
+    async with world.store() as store:
+        assert await store.provenance(KEY) == Provenance("no", None, "", "", "")
+        opened = await store.open(KEY)
+        await until(lambda: world.source.flying == 1)
+        assert (await store.provenance(KEY)).cached == "no"  # not all of it is here yet
+        world.source.go.set()
+        await landed(store)
+        opened.close()
+        assert (await store.provenance(KEY)).cached == "disk"
+    world.source.failure = ApiUnavailable("down")
+    async with world.store() as store:
+        after = await store.provenance(KEY)
+        assert (after.cached, after.request_id, after.last_error) == ("disk", "req-1", "")
+        assert after.sha256 == hashlib.sha256(LARGE).hexdigest()
+        assert after.fetched_ns is not None
+        assert before_ns <= after.fetched_ns <= time.time_ns()
+        assert len(world.source.calls) == 1
+
+
+async def test_without_a_disk_tier_a_log_at_hand_is_in_memory(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.disk_bytes = None
+    world.source.logs[KEY] = LOG
+    async with world.store() as store:
+        await content_of(store)
+        await landed(store)
+        where = await store.provenance(KEY)
+        assert (where.cached, where.sha256) == ("memory", hashlib.sha256(LOG).hexdigest())
+
+
+async def test_why_a_look_failed_is_told_until_one_succeeds(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.states.run = RUNNING
+    world.source.logs[KEY] = LOG
+    async with world.store() as store:
+        await content_of(store)
+        await landed(store)
+        for failure, told in ((ApiUnavailable("down (request 7)"), "down (request 7)"), (None, "")):
+            world.source.failure = failure
+            mock_clock.jump(2)
+            await store.stat(KEY)
+            await landed(store)
+            assert (await store.provenance(KEY)).last_error == told
 
 
 async def test_the_disk_is_looked_through_once_for_a_record_nothing_is_noted_of(
