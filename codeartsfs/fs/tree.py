@@ -331,17 +331,18 @@ class Tree:
         """
         match node:
             case RecordDir(record) | RecordFile(record) | FailedLink(record) | NamesDir(record):
-                await self._catalog.stages(record, ttl_s=0)
+                await self._catalog.stages(record, force=True)
+                await self._catalog.build(record, force=True)
             case NameLink(key):
-                await self._catalog.stages(key.record, ttl_s=0)
+                await self._catalog.stages(key.record, force=True)
             case JobDir() | BuildLink():
                 directory = node if isinstance(node, JobDir) else node.job
                 job = await self._jobs.job(directory.project, directory.name)
-                await self._jobs.builds(job, ttl_s=0)
+                await self._jobs.builds(job, force=True)
             case JobsDir() | ProjectDir():
                 projects = (node.project,) if isinstance(node, ProjectDir) else self._jobs.projects
                 for project in projects:
-                    await self._jobs.jobs(project, ttl_s=0)
+                    await self._jobs.jobs(project, force=True)
 
     # Listings.
 
@@ -494,9 +495,13 @@ class Tree:
             BuildNotFound: there is no such record, or the API tells nothing of any.
             CodeArtsError: part of it is not known and the API could not be asked.
         """
-        runs = await self._runs(record)
+        # First the record: where it is over, its stages are asked for anew.
+        await self._catalog.recall(record)
         known = self._catalog.known_build(record)
-        build = await _ask(lambda patience_s: self._catalog.build(record, patience_s), known)
+        build = await _ask(
+            lambda patience_s: self._catalog.build(record, patience_s=patience_s), known
+        )
+        runs = await self._runs(record)
         if runs is None and build is None:
             raise BuildNotFound(record, "the API does not tell of it here")
         job = self._jobs.job_of(build) if build else None

@@ -31,10 +31,11 @@ PROJECTS = [ProjectId(letter * 32) for letter in "cd"]
 JOB, TWIN = (JobDir(project, "web-app") for project in PROJECTS)
 KEY = LogKey(RECORDS[0], Stage("stage1"), LogLevel.INFO)
 NODES: list[Node] = [
-    # Nodes of different kinds are different, whatever they hold.
     *(kind() for kind in (ControlDir, StatusFile, JobsDir)),
     *(ProjectDir(project) for project in PROJECTS),
-    *(JOB, TWIN, BuildLink(TWIN, 1)),
+    JOB,
+    TWIN,
+    BuildLink(TWIN, 1),
     *(NameLink(KEY, name) for name in ("01-build.info.log", "01-test.info.log")),
     *(kind(RECORDS[0]) for kind in (RecordFile, FailedLink, NamesDir)),
     *(BuildLink(JOB, which) for which in (Latest.ANY, Latest.FAILED, 1)),
@@ -102,6 +103,10 @@ class Kernel(RuleBasedStateMachine):
 
 TestKernel = Kernel.TestCase
 TestKernel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_nodes_of_different_kinds_are_different_whatever_they_hold() -> None:
+    assert len(set(NODES)) == len(NODES)
 
 
 def test_forgetting_more_than_was_looked_up_is_a_bug_that_shows() -> None:

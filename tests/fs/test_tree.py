@@ -1,8 +1,10 @@
 """Names and listings, with a real catalog and store between in-memory neighbours."""
 
+import os
 import posixpath
+import unicodedata
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from codeartsfs.builds.catalog import Catalog, RecordTimes
+from codeartsfs.builds.index import open_index
 from codeartsfs.builds.jobs import Jobs, Latest
 from codeartsfs.errors import ApiUnavailable, BuildNotFound, Forbidden, LogNotFound, NotFound
 from codeartsfs.fs.nodes import (
@@ -33,7 +36,7 @@ from codeartsfs.fs.nodes import (
 )
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.store import LogStore
-from codeartsfs.model import StageRun
+from codeartsfs.model import Job, StageRun
 from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage
 from tests.builds.test_catalog import FakeBuilds
 from tests.builds.test_jobs import PROJECT, FakeJobs, build
@@ -50,12 +53,17 @@ class Trees:
         self.builds = FakeBuilds(OVER)
         self.jobs = FakeJobs(build(2, "FAILURE"), build(1))
         self.projects: tuple[ProjectId, ...] = ()
+        self.indexed = False
 
     @asynccontextmanager
     async def tree(self) -> AsyncIterator[tuple[Tree, LogStore]]:
-        async with self.world.store() as store, trio.open_nursery() as nursery:
-            catalog = Catalog(self.builds, nursery)
-            jobs = Jobs(self.jobs, catalog, self.projects, nursery, builds_per_job=100)
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(self.world.store())
+            opened = open_index(self.world.cache) if self.indexed else None
+            index = await stack.enter_async_context(opened) if opened else None
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            catalog = Catalog(self.builds, nursery, index)
+            jobs = Jobs(self.jobs, catalog, self.projects, nursery, builds_per_job=100, index=index)
             yield Tree(catalog, jobs, store), store
             nursery.cancel_scope.cancel()
 
@@ -263,6 +271,57 @@ async def found(tree: Tree, path: str) -> Node | None:
     return node
 
 
+async def test_names_that_no_directory_of_jobs_can_have_cost_nothing(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    numbers = ["", "0", "01", "-1", " 1", "1.0", "2147483648", "１"]
+    impossible: dict[Node, list[str]] = {
+        JOB_DIR: [*numbers, "Latest", "latest-", "latest.log", "web-app"],
+        ProjectDir(PROJECT): ["", ".", "..", ".git"],
+        BuildLink(JOB_DIR, 1): ["1", "stage1.info.log"],
+    }
+    several = ["web-app", "e" * 32, "C" * 32]
+    impossible[JobsDir()] = ["", ".git", *(several if len(shelf.projects) > 1 else [])]
+    async with shelf.tree() as (tree, _):
+        for parent, names in impossible.items():
+            for name in names:
+                assert tree.impossible(parent, name), (parent, name)
+                assert tree.child(parent, name) is None
+                assert await tree.lookup(parent, name) is None
+        for name in ("1", "2147483647", *(latest.value for latest in Latest)):
+            link = await tree.lookup(JOB_DIR, name)
+            assert isinstance(link, BuildLink)
+            assert link.name == name
+        for name in ("web-app", "a b", "%2Egit", "latest", "工作~1"):
+            parent = tree.parent(JOB_DIR)
+            assert await tree.lookup(parent, name) == JobDir(PROJECT, name)
+    assert shelf.calls == 0
+
+
+async def test_names_that_no_record_or_stage_can_have_cost_nothing(
+    trees: Trees, mock_clock: MockClock
+) -> None:
+    impossible: dict[Node, list[str]] = {
+        RecordDir(RECORD): ["record.jso", "by-names", "failed.debug.log", "failed.log", "", ".."],
+        NamesDir(RECORD): [
+            *("", ".git", "x.info.log", "1-x.info.log", "00-x.info.log", "00001-x.info.log"),
+            *("01-.info.log", "01-x.log", "01-x.trace.log", "01-x.info.log~", "stage1.info.log"),
+        ],
+        RecordFile(RECORD): ["x"],
+        FailedLink(RECORD): ["x"],
+        NameLink(KEY, "01-x.info.log"): ["x"],
+    }
+    async with trees.tree() as (tree, _):
+        for parent, names in impossible.items():
+            for name in names:
+                assert tree.impossible(parent, name), (parent, name)
+                assert await tree.lookup(parent, name) is None
+        for number, level in ((1, LogLevel.INFO), (9999, LogLevel.DEBUG)):
+            name = f"{number:02}-a\n执.{level.value.lower()}.log"
+            assert await tree.lookup(NamesDir(RECORD), name) == NameLink(key(number, level), name)
+    assert trees.calls == 0
+
+
 async def test_without_projects_there_is_no_by_job(trees: Trees, mock_clock: MockClock) -> None:
     async with trees.tree() as (tree, _):
         assert tree.impossible(ROOT, "by-job")
@@ -345,6 +404,114 @@ async def test_names_are_believed_until_somebody_wants_more(
         assert await tree.lookup(RecordDir(RECORD), "failed.info.log") is None
 
 
+async def test_names_stay_believed_while_nobody_can_be_asked(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    shelf.jobs.failure = shelf.builds.failure = ApiUnavailable("down")
+    async with shelf.tree() as (tree, _):
+        believed: tuple[Node, ...] = (
+            JOB_DIR,
+            BuildLink(JOB_DIR, Latest.ANY),
+            BuildLink(JOB_DIR, 77),
+            RecordFile(RECORD),
+            NamesDir(RECORD),
+            NameLink(KEY, "01-x.info.log"),
+        )
+        for node in believed:
+            with pytest.raises(ApiUnavailable):
+                await tree.confirm(node)
+        for node in (*believed, RecordDir(RECORD), LogFile(KEY)):
+            name = posixpath.basename(path_of(tree, node))
+            assert await tree.lookup(tree.parent(node), name) == node
+
+
+async def test_an_older_build_is_believed_then_asked_for_once(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    shelf.jobs.older = {77: build(77)}
+    link = BuildLink(JOB_DIR, 77)
+    async with shelf.tree() as (tree, _):
+        assert await tree.lookup(JOB_DIR, "77") == link
+        assert shelf.calls == 0
+        for _ in range(3):
+            await tree.confirm(link)
+            target = await tree.target(link)
+            mock_clock.jump(80)
+        assert target.endswith("/" + build(77).record)
+        assert len(target) == tree.target_bytes(link)
+        assert tree.build(link) == build(77)
+        assert tree.certain(link)
+        assert shelf.jobs.calls == ["jobs", "number"]
+        assert shelf.builds.calls == []
+
+
+async def test_a_finished_record_costs_one_call_whatever_is_asked_of_it(
+    trees: Trees, mock_clock: MockClock
+) -> None:
+    trees.builds.runs = (replace(OVER, status="FAILURE", display_name="build"),)
+    async with trees.tree() as (tree, _):
+        for _ in range(3):
+            for directory in (RecordDir(RECORD), NamesDir(RECORD)):
+                for name, node, _ in await tree.entries(directory):
+                    assert await tree.lookup(directory, name) == node
+                    if isinstance(node, FailedLink | NameLink):
+                        await tree.confirm(node)
+                        await tree.target(node)
+            mock_clock.jump(80_000)
+    assert trees.calls == 1
+
+
+async def test_after_a_restart_what_is_over_costs_nothing_and_the_rest_needs_no_api(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    shelf.indexed = True
+    shelf.jobs.builds_told, shelf.jobs.older = (build(92, "FAILURE"), build(91)), {77: build(77)}
+    shelf.builds.runs = (replace(OVER, status="FAILURE", display_name="build"),)
+    records = (RecordDir(RECORD), NamesDir(RECORD))
+    links = tuple(BuildLink(JOB_DIR, which) for which in (Latest.ANY, Latest.FAILED, 91, 77))
+    async with shelf.tree() as (tree, _):
+        jobs = (ROOT, tree.parent(JOB_DIR), JOB_DIR)
+        of_records = [await tree.entries(directory) for directory in records]
+        of_jobs = [await tree.entries(directory) for directory in jobs]
+        targets = [await tree.target(link) for link in links]
+        document = await tree.document(RECORD)
+    calls = shelf.calls
+    async with shelf.tree() as (tree, _):
+        assert [await tree.entries(directory) for directory in records] == of_records
+        assert await tree.target(FailedLink(RECORD)) == "stage1.info.log"
+        assert (await tree.document(RECORD)).splitlines()[3:] == document.splitlines()[3:]
+        assert shelf.calls == calls
+        shelf.jobs.failure = ApiUnavailable("down")
+        *directories, listed = [await tree.entries(directory) for directory in jobs]
+        assert directories == of_jobs[:-1]
+        assert listed[:-2] == of_jobs[-1]
+        assert [name for name, _, _ in listed[-2:]] == ["77", "7"]  # which were met one by one
+        assert [await tree.target(link) for link in links] == targets
+
+
+async def test_jobs_of_any_name_are_directories_below_by_job(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    names = ["", ".", "..", "../../etc", "a/b", "%2F", "x" * 400, "工" * 200, "twin", "twin"]
+    names += ["a\x00\n\x1b[31m\x7f\u202e\u2028", "\ud800", "latest", "~" + "1" * 32]
+    shelf.jobs.jobs_told = tuple(Job(f"{n:032}", name, f"p-{n}") for n, name in enumerate(names))
+    async with shelf.tree() as (tree, _):
+        parent = tree.parent(JOB_DIR)
+        entries = await tree.entries(parent)
+        assert len({name for name, _, _ in entries}) == len(names)
+        for name, node, _ in entries:
+            assert isinstance(node, JobDir)
+            assert 0 < len(os.fsencode(name)) <= 255
+            assert "/" not in name
+            assert not name.startswith(".")
+            assert not any(unicodedata.category(character)[0] in "CZ" for character in name)
+            assert await tree.lookup(parent, name) == node
+            await tree.confirm(node)
+            assert await tree.target(BuildLink(node, Latest.ANY)) == (
+                tree._up_from(JOB_DIR) + build(2).record
+            )
+
+
 async def test_what_was_told_is_shown_while_the_api_is_down(
     shelf: Trees, mock_clock: MockClock
 ) -> None:
@@ -373,7 +540,10 @@ async def test_what_was_told_is_shown_while_the_api_is_down(
         (".NET", "01-.NET.info.log"),
         ("../../x", "01-..%2F..%2Fx.info.log"),
         ("a\nb", "01-a%0Ab.info.log"),
+        ("..", "01-...info.log"),
+        ("a\x00\x1b[31m\u202e", "01-a%00%1B[31m%E2%80%AE.info.log"),
         ("", "01-stage1.info.log"),
+        ("执" * 200, "01-" + "执" * 80 + "~.info.log"),
         ("x" * 400, "01-" + "x" * 242 + "~.info.log"),
     ],
 )
@@ -399,6 +569,21 @@ async def test_record_json_is_as_big_as_it_says(trees: Trees, mock_clock: MockCl
         calls = trees.calls
         assert await tree.document(RECORD) == text
         assert trees.calls == calls == 2
+
+
+async def test_record_json_that_is_not_rendered_yet_as_it_is_now_has_no_size(
+    trees: Trees, mock_clock: MockClock
+) -> None:
+    trees.builds.runs = (RUNNING,)
+    async with trees.tree() as (tree, _):
+        before = await tree.document(RECORD)
+        mock_clock.jump(6)
+        trees.builds.runs = (OVER,)
+        assert tree.document_bytes(RECORD) == len(before)
+        await tree.entries(RecordDir(RECORD))
+        assert tree.document_bytes(RECORD) == 0
+        after = await tree.document(RECORD)
+        assert tree.document_bytes(RECORD) == len(after) != len(before)
 
 
 async def test_record_json_of_what_does_not_exist_is_absent(
