@@ -174,6 +174,10 @@ class Jobs:
             known.told.value = saved
             known.take(saved)
 
+    async def recall_all(self) -> None:
+        for project in self.projects:
+            await self.recall(project)
+
     async def jobs(
         self,
         project: ProjectId,

@@ -54,6 +54,7 @@ class Attributes:
 
     async def _of_record(self, record: RecordId) -> dict[str, str]:
         await self._catalog.recall(record)
+        await self._jobs.recall_all()
         runs, build = self._catalog.known_stages(record), self._catalog.known_build(record)
         times = self._catalog.times(record)
         failed = first_failed(runs or ())

@@ -44,13 +44,21 @@ from codeartsfs.fs.nodes import (
 )
 from codeartsfs.logs.store import LogStore
 from codeartsfs.model import BuildRecord, StageRun
-from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage, parse_record_id
+from codeartsfs.names import (
+    LogKey,
+    LogLevel,
+    ProjectId,
+    RecordId,
+    Stage,
+    parse_build_number,
+    parse_record_id,
+)
 from codeartsfs.spelling import NAME_MAX_BYTES, shorten, spell_part
 
 _PATIENCE_S = 5.0  # what is known is shown after this long, whatever the API does
 _DOCUMENT_SIZES = 20_000
 _LOOK_UPS = 1000
-_NAMED_LOG = re.compile(r"(\d{2,4})-.+\.(info|debug)\.log", re.DOTALL)
+_NAMED_LOG = re.compile(r"(0[1-9]|[1-9][0-9]{1,3})-.+\.(info|debug)\.log", re.DOTALL)
 
 Entry = tuple[str, Node, RecordTimes | None]
 """Name and node; the times of a record, which need not be in memory otherwise."""
@@ -90,8 +98,7 @@ class Tree:
             case RecordDir(record) | NamesDir(record):
                 await self._catalog.recall(record)
             case JobsDir() | ProjectDir() | JobDir():
-                for project in self._jobs.projects:
-                    await self._jobs.recall(project)
+                await self._jobs.recall_all()
         return self.child(parent, name)
 
     def child(self, parent: Node, name: str) -> Node | None:
@@ -186,7 +193,8 @@ class Tree:
         if name == RECORD_FILE:
             return RecordFile(record)
         if name == BY_NAME_DIR:
-            return NamesDir(record) if runs is None or _with_logs(runs) else None
+            ruled_out = self._catalog.fresh(record) and not _with_logs(runs or ())
+            return None if ruled_out else NamesDir(record)
         if name == FAILED_LINK:
             ruled_out = self._catalog.fresh(record) and first_failed(runs or ()) is None
             return None if ruled_out else FailedLink(record)
@@ -198,8 +206,8 @@ class Tree:
         key = _named_key(record, name)
         assert key is not None
         run = self._catalog.known_run(key)
-        wrong = self._catalog.rules_out(key) if run is None else _log_name(run, key.level) != name
-        return None if wrong else NameLink(key, name)
+        named = run is not None and _log_name(run, key.level) == name
+        return NameLink(key, name) if named or not self._catalog.fresh(record) else None
 
     def _may_exist(self, key: LogKey) -> bool:
         if self._store.absent(key):
@@ -228,9 +236,10 @@ class Tree:
             case RecordFile(record):
                 return self._catalog.told(record)
             case NamesDir(record):
-                return self._catalog.known_stages(record) is not None
-            case NameLink(key):
-                return self._catalog.known_run(key) is not None
+                return bool(_with_logs(self._catalog.known_stages(record) or ()))
+            case NameLink(key, name):
+                run = self._catalog.known_run(key)
+                return run is not None and _log_name(run, key.level) == name
             case FailedLink(record):
                 return self._catalog.fresh(record)
         return True
@@ -289,10 +298,9 @@ class Tree:
                     raise NotFound(f"no stage of {record} failed")
                 return LogKey(record, failed.stage, LogLevel.INFO).file_name
             case NameLink(key, name):
-                run = self._catalog.known_run(key)
-                if run is None:
+                if not self.certain(link):
                     await self._runs(key.record)
-                    run = self._catalog.known_run(key)
+                run = self._catalog.known_run(key)
                 if run is None or _log_name(run, key.level) != name:
                     raise NotFound(f"no stage of {key.record} is called {name!r}")
                 return f"../{key.file_name}"
@@ -410,8 +418,9 @@ class Tree:
         known = await self._jobs.recall_builds(job) or None
         builds = await _ask(lambda patience_s: self._jobs.builds(job, patience_s=patience_s), known)
         builds = builds or ()
-        numbers = (build.build_no for build in builds)
         which: list[Which] = [latest for latest in Latest if latest.among(builds)]
+        # Numbers that no name can mean are not listed.
+        numbers = (parse_build_number(str(build.build_no)) for build in builds)
         which += dict.fromkeys(number for number in numbers if number is not None)
         links = (BuildLink(directory, one) for one in which)
         return tuple((link.name, link, None) for link in links)
@@ -497,6 +506,7 @@ class Tree:
         """
         # First the record: where it is over, its stages are asked for anew.
         await self._catalog.recall(record)
+        await self._jobs.recall_all()  # whose build it is
         known = self._catalog.known_build(record)
         build = await _ask(
             lambda patience_s: self._catalog.build(record, patience_s=patience_s), known

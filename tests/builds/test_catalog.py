@@ -360,6 +360,7 @@ async def test_stage_is_not_ruled_out_where_the_last_question_failed(
     source.failure = ApiUnavailable("down")
     with pytest.raises(ApiUnavailable):
         await catalog.stages(RECORD, force=True)
+    assert not catalog.fresh(RECORD)
     assert not catalog.rules_out(LogKey(RECORD, Stage("stage2"), LogLevel.INFO))
 
 
@@ -658,6 +659,7 @@ async def test_an_order_asks_whatever_is_known(
     source = FakeBuilds(OVER)
     catalog = Catalog(source, nursery)
     await catalog.stages(RECORD)
+    assert catalog.times(RECORD) == RecordTimes(LONG_AGO_NS, final=True)
     again = StageRun(Stage("stage1"), status="RUNNING", started_ns=time.time_ns())
     source.runs = (again,)  # somebody ran it again
     assert await catalog.stages(RECORD) == (OVER,)

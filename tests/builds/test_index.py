@@ -273,6 +273,27 @@ async def test_what_could_not_be_written_is_written_when_it_can_be(
         await assert_known(index)
 
 
+async def test_what_is_told_during_a_write_that_fails_is_newer_than_what_was_to_be_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.01)
+    async with open_index(cache) as index:
+        index.keep_stages(RECORD, (StageRun(RUN.stage, status="RUNNING"),), TIMES)
+        index.keep_log(KEY, None)
+        write = index._write_now
+
+        def fail(rows: module._Rows) -> bool:
+            monkeypatch.setattr(index, "_write_now", write)
+            trio.from_thread.run_sync(tell, index)
+            trio.from_thread.run(assert_known, index)
+            return False
+
+        monkeypatch.setattr(index, "_write_now", fail)
+        await until(lambda: count(cache, "records") > 0)
+    async with open_index(cache) as index:
+        await assert_known(index)
+
+
 async def test_what_waits_to_be_written_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -313,12 +334,12 @@ async def test_a_file_that_was_removed_is_made_again(cache: Path) -> None:
 
 async def test_a_link_in_place_of_the_file_is_not_followed(cache: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    target.write_text("precious")
+    target.touch()  # which SQLite would take for a new database
     file_of(cache).symlink_to(target)
     async with open_index(cache) as index:
         await assert_empty(index)
         tell(index)
-    assert target.read_text() == "precious"
+    assert target.read_bytes() == b""
 
 
 async def test_a_locked_file_is_waited_for_and_then_done_without(
