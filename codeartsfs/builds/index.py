@@ -161,9 +161,10 @@ class Index:
     async def records_from(self, first: RecordId, limit: int) -> dict[RecordId, IndexedRecord]:
         """Return what is known of a record and of those that follow in the order of ids."""
         nothing: dict[RecordId, IndexedRecord] = {}
+        before = self._unwritten  # it may be written, and gone from here, while we read
         found = await self._read(lambda file: _records_from(file, first, limit), nothing)
         found.setdefault(first, IndexedRecord(None, False, None, {}))
-        told = self._unwritten
+        told = before.under(self._unwritten)
         for record, indexed in found.items():
             if record in told.stages:
                 stages, times = told.stages[record]
@@ -181,14 +182,17 @@ class Index:
     async def records(self) -> dict[RecordId, RecordTimes]:
         """Return all records whose stages were ever told."""
         nothing: dict[RecordId, RecordTimes] = {}
+        before = self._unwritten
         found = await self._read(_records, nothing)
-        return found | {record: times for record, (_, times) in self._unwritten.stages.items()}
+        told = before.under(self._unwritten).stages
+        return found | {record: times for record, (_, times) in told.items()}
 
     async def builds(self, build_project_id: str, limit: int) -> tuple[BuildRecord, ...]:
         """Return the known builds of a job, newest first."""
         nothing: tuple[BuildRecord, ...] = ()
+        before = self._unwritten
         found = await self._read(lambda file: _builds(file, build_project_id, limit), nothing)
-        told = self._unwritten.builds.values()
+        told = before.under(self._unwritten).builds.values()
         builds = {build.record: build for build in found} | {
             build.record: build for build in told if build.build_project_id == build_project_id
         }
@@ -203,7 +207,9 @@ class Index:
 
     async def jobs(self, project: ProjectId) -> tuple[Job, ...] | None:
         told = self._unwritten.projects.get(project)
-        return told or await self._read(lambda file: _jobs(file, project), None)
+        if told is not None:
+            return told
+        return await self._read(lambda file: _jobs(file, project), None)
 
     @property
     def _unwritten(self) -> _Rows:

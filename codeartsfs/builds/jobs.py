@@ -303,11 +303,13 @@ class Jobs:
         told = self._numbered.get(key)
         if told is None:
             told = self._numbered[key] = Answer()
-            if self._index and job.build_project_id:
-                told.value = await self._index.build(job.build_project_id, number)
         if told.value is None:
 
             async def ask() -> BuildRecord:
+                if self._index and job.build_project_id:
+                    saved = await self._index.build(job.build_project_id, number)
+                    if saved is not None:
+                        return saved
                 build = await self._source.record_by_number(job.job_id, number)
                 self._catalog.learn(build)
                 if self._index:

@@ -4,6 +4,7 @@ import os
 import random
 import sqlite3
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -324,7 +325,7 @@ async def test_rows_that_cannot_be_stored_harm_no_others(
 async def test_a_file_that_was_removed_is_made_again(cache: Path) -> None:
     async with open_index(cache) as index:
         tell(index)
-        await until(lambda: count(cache, "records") > 0)
+        await until(lambda: len(index._unwritten) == 0)
         for path in file_of(cache).parent.iterdir():
             path.unlink()
         await assert_empty(index)
@@ -423,3 +424,23 @@ async def test_what_was_told_longest_ago_goes_first(
     assert max(known) == f"{299:036}"
     assert min(known) > f"{100:036}"
     assert count(cache, "logs") == count(cache, "records")
+
+
+async def test_what_is_written_while_somebody_reads_is_not_missed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_index(cache) as index:
+        await assert_empty(index)
+        read = index._read_now
+
+        def slowly(query: object, nothing: object) -> object:
+            result = read(query, nothing)  # type: ignore[arg-type]
+            while trio.from_thread.run_sync(lambda: len(index._unwritten)):
+                time.sleep(0.01)  # until what was told is on disk, and nowhere else
+            return result
+
+        monkeypatch.setattr(index, "_read_now", slowly)
+        tell(index)
+        assert await index.builds("p-1", 9) == (BUILD,)
+        tell(index)
+        assert await index.records() == {RECORD: TIMES}

@@ -439,3 +439,25 @@ async def test_an_older_build_that_ran_when_it_was_found_ends(
     assert jobs.known_build(JOB, 1) == build(1, "RUNNING")
     catalog.learn(build(1))
     assert jobs.known_build(JOB, 1) == build(1)
+
+
+async def test_an_older_build_that_is_on_disk_is_there_for_all_who_ask_at_once(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    (tmp_path / "v1").mkdir()
+    async with open_index(tmp_path) as index:
+        index.keep_builds([build(1)])
+    source = FakeJobs()
+    source.failure = ApiUnavailable("down")
+    found: list[RecordId] = []
+    async with open_index(tmp_path) as index:
+        jobs = jobs_of(source, nursery, index)
+
+        async def ask() -> None:
+            found.append(await jobs.record(JOB, 1))
+
+        async with trio.open_nursery() as askers:
+            for _ in range(5):
+                askers.start_soon(ask)
+    assert found == [build(1).record] * 5
+    assert source.calls == []
