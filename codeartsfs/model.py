@@ -39,6 +39,10 @@ class StageRun:
         return self.finished_ns is not None or is_final_word(self.status)
 
     @property
+    def running(self) -> bool:
+        return self.started_ns is not None and not self.final
+
+    @property
     def failed(self) -> bool:
         return self.status.casefold() in _FAILED_WORDS
 

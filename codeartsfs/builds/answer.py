@@ -12,6 +12,7 @@ from codeartsfs.errors import AccessDenied, ApiUnavailable, CodeArtsError, NotFo
 log = logging.getLogger(__name__)
 
 ABSENCE_TTL_S = 5.0
+_PATIENCE_S = 5.0  # what is known is shown after this long, whatever the API does
 _FAILURE_TTL_S = 1.0  # spares the API a stampede of those who waited for one answer
 
 _T = TypeVar("_T")
@@ -44,6 +45,10 @@ class Answer(Generic[_T]):
         if now < self._retry_at:
             return True
         return self.failure is None and (self.final or now - self._told_at < ttl_s)
+
+    def settled(self, ttl_s: float) -> bool:
+        """Whether it is fresh, and not because of a failure: that is no news."""
+        return self.failure is None and self.fresh(ttl_s)
 
     def expire(self) -> None:
         """Something else shows that the answer, unless final, is no longer true."""
@@ -114,3 +119,24 @@ class Answer(Generic[_T]):
         finally:
             self._asking = None
             asking.set()
+
+
+async def told_or_known(
+    ask: Callable[[float], Awaitable[_T | None]], known: _T | None, *, kept: bool = False
+) -> _T | None:
+    """Return the API's answer, or what is known where the API is down or slow.
+
+    Args:
+        ask: called with the seconds that the API may take.
+        kept: something of it is here for good, so not even the API's "no such thing" counts.
+    """
+    here = kept or known is not None
+    try:
+        return await ask(_PATIENCE_S if here else float("inf"))
+    except NotFound:
+        if not kept:
+            raise
+    except CodeArtsError:
+        if not here:
+            raise
+    return known

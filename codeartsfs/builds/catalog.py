@@ -8,7 +8,7 @@ says so (``None``), and logs can still be read by name.
 
 import time
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import cachetools
 import trio
@@ -25,7 +25,6 @@ TTL_S = 5.0
 _NOT_OFFERED_TTL_S = 300.0  # by the gateway, for all records
 _UNTOLD_S = {CallUnavailable: _NOT_OFFERED_TTL_S, Forbidden: 30.0}
 _SETTLING_NS = 600 * 10**9  # after its last stage finished, a record may still get another one
-_T = TypeVar("_T")
 _RECORDS_IN_MEMORY = 20_000
 _MOST_AHEAD = 64
 
@@ -112,22 +111,16 @@ class Catalog:
     def fresh(self, record: RecordId) -> bool:
         """Whether the stages of a record were told, and need not be asked for just now."""
         known = self._records.get(record)
-        return known is not None and known.runs is not None and _told(known.stages)
+        return known is not None and known.runs is not None and known.stages.settled(TTL_S)
 
     def told(self, record: RecordId) -> bool:
-        """Whether nothing of a record need be asked for just now."""
+        """Whether all of a record was told that ever is, and need not be asked for just now."""
         known = self._records.get(record)
-        return known is not None and known.stages.fresh(TTL_S) and known.build.fresh(TTL_S)
+        return known is not None and known.stages.settled(TTL_S) and known.build.settled(TTL_S)
 
     def rules_out(self, key: LogKey) -> bool:
         """Whether the API said, just now or for good, that a record has no such stage."""
-        known = self._records.get(key.record)
-        return (
-            known is not None
-            and known.runs is not None
-            and known.run(key.stage.name) is None
-            and _told(known.stages)
-        )
+        return self.fresh(key.record) and self.known_run(key) is None
 
     def absent(self, record: RecordId) -> bool:
         """Whether the API said within the last seconds that there is no such record."""
@@ -304,14 +297,9 @@ class Catalog:
         return known
 
 
-def _told(answer: Answer[_T]) -> bool:
-    """Whether an answer is new enough, and no failure is what is new about it."""
-    return answer.failure is None and answer.fresh(TTL_S)
-
-
 def _times_of(runs: tuple[StageRun, ...], *, final: bool) -> RecordTimes:
     """A record is as old as its newest stage, and new as long as one of them runs."""
-    if any(run.started_ns is not None and not run.final for run in runs):
+    if any(run.running for run in runs):
         return RecordTimes(time.time_ns(), final=False)
     times = [run.finished_ns or run.started_ns or run.created_ns or 0 for run in runs]
     return RecordTimes(max(times, default=0) or None, final)

@@ -12,10 +12,10 @@ from typing import Protocol
 import cachetools
 import trio
 
-from codeartsfs.builds.answer import Answer
+from codeartsfs.builds.answer import Answer, told_or_known
 from codeartsfs.builds.catalog import Catalog
 from codeartsfs.builds.index import Index
-from codeartsfs.errors import CodeArtsError, NotFound
+from codeartsfs.errors import NotFound
 from codeartsfs.model import BuildRecord, Job
 from codeartsfs.names import ProjectId, RecordId, parse_build_number
 from codeartsfs.spelling import spell_all
@@ -23,7 +23,6 @@ from codeartsfs.spelling import spell_all
 JOBS_TTL_S = 30.0
 BUILDS_TTL_S = 5.0
 _NAMES_TTL_S = 300.0  # which job a name means
-_PATIENCE_S = 5.0  # for whether that is still so
 _BUILDS_IN_MEMORY = 20_000
 _NUMBERS_IN_MEMORY = 10_000
 
@@ -138,8 +137,7 @@ class Jobs:
         return (
             name not in known.by_name
             and known.told.value is not None
-            and known.told.failure is None
-            and known.told.fresh(BUILDS_TTL_S)
+            and known.told.settled(BUILDS_TTL_S)
         )
 
     def known_build(self, job: Job, which: Which) -> BuildRecord | None:
@@ -155,7 +153,7 @@ class Jobs:
     def fresh(self, job: Job) -> bool:
         """Whether the builds of a job need not be asked for just now."""
         told = self._builds.get(job.job_id)
-        return told is not None and told.value is not None and told.fresh(BUILDS_TTL_S)
+        return told is not None and told.value is not None and told.settled(BUILDS_TTL_S)
 
     def _known_builds(self, job: Job) -> tuple[BuildRecord, ...]:
         told = self._builds.get(job.job_id)
@@ -218,20 +216,14 @@ class Jobs:
         await self.recall(project)
         known = self._projects[project]
         job = known.by_name.get(name)
-        if job is not None:
-            if trio.current_time() - known.named_at < _NAMES_TTL_S:
-                return job
-            try:
-                return (await self.jobs(project, patience_s=_PATIENCE_S))[name]
-            except NotFound:
-                raise
-            except CodeArtsError:
-                return job
-            except KeyError:
-                pass
-        job = (await self.jobs(project)).get(name)
+        if job is not None and trio.current_time() - known.named_at < _NAMES_TTL_S:
+            return job
+        jobs = await told_or_known(
+            lambda patience_s: self.jobs(project, patience_s=patience_s),
+            known.by_name if job else None,
+        )
         # A job that is new may be missing from a list that is not.
-        job = job or (await self.jobs(project, BUILDS_TTL_S)).get(name)
+        job = (jobs or {}).get(name) or (await self.jobs(project, BUILDS_TTL_S)).get(name)
         if job is None:
             raise NotFound(f"no job {name!r} in project {project}")
         return job

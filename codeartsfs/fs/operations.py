@@ -446,7 +446,7 @@ class Operations(pyfuse3.Operations):
         known, run = self._store.peek(node.key), self._tree.run(node.key)
         if known is None:  # (rule 2) 0, asked again at every look
             attributes.attr_timeout = 0
-            running = run is not None and run.started_ns is not None and not run.final
+            running = run is not None and run.running
             finished_ns = run.finished_ns if run else None
             _set_times(attributes, time.time_ns() if running else finished_ns or self._mounted_ns)
             return

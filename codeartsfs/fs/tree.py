@@ -8,16 +8,15 @@ believes them, and whoever asks for more than the name waits for ``confirm``.
 
 import re
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable
 from itertools import islice
-from typing import TypeVar
 
 import cachetools
 
+from codeartsfs.builds.answer import told_or_known
 from codeartsfs.builds.catalog import Catalog, RecordTimes
 from codeartsfs.builds.document import first_failed, record_document
 from codeartsfs.builds.jobs import Jobs, Latest, Which, parse_which
-from codeartsfs.errors import BuildNotFound, CodeArtsError, NotFound
+from codeartsfs.errors import BuildNotFound, NotFound
 from codeartsfs.fs.nodes import (
     BY_JOB_DIR,
     BY_NAME_DIR,
@@ -55,7 +54,6 @@ from codeartsfs.names import (
 )
 from codeartsfs.spelling import NAME_MAX_BYTES, shorten, spell_part
 
-_PATIENCE_S = 5.0  # what is known is shown after this long, whatever the API does
 _DOCUMENT_SIZES = 20_000
 _LOOK_UPS = 1000
 _NAMED_LOG = re.compile(r"(0[1-9]|[1-9][0-9]{1,3})-.+\.(info|debug)\.log", re.DOTALL)
@@ -63,8 +61,6 @@ _NAMED_LOG = re.compile(r"(0[1-9]|[1-9][0-9]{1,3})-.+\.(info|debug)\.log", re.DO
 Entry = tuple[str, Node, RecordTimes | None]
 """Name and node; the times of a record, which need not be in memory otherwise."""
 Entries = tuple[Entry, ...]
-
-_T = TypeVar("_T")
 
 
 class Tree:
@@ -310,7 +306,7 @@ class Tree:
         known = None
         if isinstance(which, Latest):
             known = which.among(await self._jobs.recall_builds(job))
-        record = await _ask(
+        record = await told_or_known(
             lambda patience_s: self._jobs.record(job, which, patience_s),
             known.record if known else None,
         )
@@ -410,13 +406,17 @@ class Tree:
     async def _all_jobs(self, project: ProjectId) -> Entries:
         await self._jobs.recall(project)
         known = self._jobs.known_jobs(project) or None
-        jobs = await _ask(lambda patience_s: self._jobs.jobs(project, patience_s=patience_s), known)
+        jobs = await told_or_known(
+            lambda patience_s: self._jobs.jobs(project, patience_s=patience_s), known
+        )
         return tuple((name, JobDir(project, name), None) for name in jobs or ())
 
     async def _all_builds(self, directory: JobDir) -> Entries:
         job = await self._jobs.job(directory.project, directory.name)
         known = await self._jobs.recall_builds(job) or None
-        builds = await _ask(lambda patience_s: self._jobs.builds(job, patience_s=patience_s), known)
+        builds = await told_or_known(
+            lambda patience_s: self._jobs.builds(job, patience_s=patience_s), known
+        )
         builds = builds or ()
         which: list[Which] = [latest for latest in Latest if latest.among(builds)]
         # Numbers that no name can mean are not listed.
@@ -489,7 +489,7 @@ class Tree:
         """Return the stages of a record, as last told where the API is of no help."""
         await self._catalog.recall(record)
         known = self._catalog.known_stages(record)
-        return await _ask(
+        return await told_or_known(
             lambda patience_s: self._catalog.stages(record, patience_s=patience_s),
             known,
             kept=record in self._kept,
@@ -508,7 +508,7 @@ class Tree:
         await self._catalog.recall(record)
         await self._jobs.recall_all()  # whose build it is
         known = self._catalog.known_build(record)
-        build = await _ask(
+        build = await told_or_known(
             lambda patience_s: self._catalog.build(record, patience_s=patience_s), known
         )
         runs = await self._runs(record)
@@ -527,27 +527,6 @@ class Tree:
         build, runs, size_bytes = known
         current = build is self._catalog.known_build(record)
         return size_bytes if current and runs is self._catalog.known_stages(record) else 0
-
-
-async def _ask(
-    ask: Callable[[float], Awaitable[_T | None]], known: _T | None, *, kept: bool = False
-) -> _T | None:
-    """Return the API's answer, or what is known where the API is down or slow.
-
-    Args:
-        ask: called with the seconds that the API may take.
-        kept: something of it is here for good, so not even the API's "no such thing" counts.
-    """
-    here = kept or known is not None
-    try:
-        return await ask(_PATIENCE_S if here else float("inf"))
-    except NotFound:
-        if not kept:
-            raise
-    except CodeArtsError:
-        if not here:
-            raise
-    return known
 
 
 def _with_logs(runs: tuple[StageRun, ...]) -> list[StageRun]:

@@ -693,3 +693,16 @@ async def test_a_failure_is_no_news(autojump_clock: MockClock, nursery: trio.Nur
         await catalog.stages(RECORD)
     assert not catalog.fresh(RECORD)
     assert not catalog.told(RECORD)
+
+
+async def test_a_record_of_which_only_the_stages_could_be_had_is_not_all_told(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(OVER)
+    catalog = Catalog(source, nursery)
+    await catalog.stages(RECORD)
+    source.failure = ApiUnavailable("down")
+    with pytest.raises(ApiUnavailable):
+        await catalog.build(RECORD)
+    assert catalog.fresh(RECORD)
+    assert not catalog.told(RECORD)

@@ -461,3 +461,16 @@ async def test_an_older_build_that_is_on_disk_is_there_for_all_who_ask_at_once(
                 askers.start_soon(ask)
     assert found == [build(1).record] * 5
     assert source.calls == []
+
+
+async def test_builds_that_could_not_be_asked_for_are_not_fresh(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeJobs(build(1))
+    jobs = jobs_of(source, nursery)
+    await jobs.builds(JOB)
+    await trio.sleep(5)
+    source.failure = ApiUnavailable("down")
+    with pytest.raises(ApiUnavailable):
+        await jobs.builds(JOB)
+    assert not jobs.fresh(JOB)
