@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
 from urllib.parse import quote
+from urllib.request import getproxies
 
-import httpcore
 import httpx
 
 from codeartsfs import __version__
@@ -32,6 +32,7 @@ from codeartsfs.api.endpoints import (
 )
 from codeartsfs.api.pace import Pace, TemporaryFailure, parse_retry_after
 from codeartsfs.api.pages import PAGE_LINES, LogAccess, LogPages, LogPlace, open_pages
+from codeartsfs.api.transport import DirectTransport
 from codeartsfs.api.wire import (
     ApiMessage,
     LogPage,
@@ -72,7 +73,7 @@ __all__ = [
     "open_client",
 ]
 
-_READ_BYTES = 256 << 10
+_IDLE_S = 30.0
 _MOST_REDIRECTS = 5
 _JSON_LIMIT_BYTES = 16 << 20
 _ERROR_BODY_LIMIT_BYTES = 64 << 10
@@ -130,23 +131,22 @@ async def open_client(
         EndpointError: ``endpoint`` or ``ca_file`` cannot be used.
     """
     base = check_endpoint(endpoint)
-    # What one read of a socket takes at most. With the 64 KiB that are usual, a large log costs
-    # half as much processor time again.
-    httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = _READ_BYTES
     _keep_headers_out_of_logs()
+    trust = _trust(ca_file)
+    # Pace bounds the connections; a second bound could only make requests wait twice.
+    most_idle = pace.max_downloads + pace.max_calls
+    if transport is None and not getproxies():
+        transport = DirectTransport(trust, most_idle=most_idle, idle_s=_IDLE_S)
     host = httpx.URL(base).host
     here = {"localhost", "127.0.0.1", "::1", *([host] if is_loopback(host) else [])}
     async with httpx.AsyncClient(
-        verify=_trust(ca_file),
+        verify=trust,
         transport=transport,
         mounts={f"all://{f'[{host}]' if ':' in host else host}": None for host in here},
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         headers={"User-Agent": f"codeartsfs/{__version__}", "Accept": "*/*"},
-        # Pace bounds the connections; a second bound could only make requests wait twice.
         limits=httpx.Limits(
-            max_connections=None,
-            max_keepalive_connections=pace.max_downloads + pace.max_calls,
-            keepalive_expiry=30,
+            max_connections=None, max_keepalive_connections=most_idle, keepalive_expiry=_IDLE_S
         ),
         timeout=httpx.Timeout(
             connect=connect_timeout_s, read=first_byte_timeout_s, write=idle_timeout_s, pool=None

@@ -613,8 +613,7 @@ async def test_a_cancelled_download_leaves_nothing_behind(script: Script) -> Non
         assert pace.downloads_open == 0
         async with client.task_log(KEY) as body:
             assert await read_all(body) == LOG
-        pool = client._http._transport._pool  # type: ignore[attr-defined]
-        assert len(pool.connections) == 1
+        assert len(client._http._transport._idle) == 1  # type: ignore[attr-defined]
 
 
 async def test_a_download_cancelled_while_it_waits_to_retry_leaves_nothing_behind() -> None:

@@ -1,0 +1,292 @@
+"""HTTP/1.1 without detours, as a transport of httpx: the way all bytes of logs come in.
+
+An answer is read by one task, once, from its beginning to its end. So h11 reads heads, and
+bodies that come in chunks; a body whose length the head tells goes from the socket to its
+reader as it is, which is what makes a large log cheap. Connections are kept for the next
+request. There is no bound on their number here: whoever asks has one.
+"""
+
+import math
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import h11
+import httpx
+import trio
+
+_READ_BYTES = 256 << 10
+_HEAD_BYTES = 100 << 10  # as much as httpcore takes
+_PORTS = {"http": 80, "https": 443}
+
+Origin = tuple[str, str, int]
+"""Scheme, host and port."""
+
+
+class DirectTransport(httpx.AsyncBaseTransport):
+    """Connections to servers, without proxies between."""
+
+    def __init__(self, trust: ssl.SSLContext, *, most_idle: int, idle_s: float) -> None:
+        """Connect to nobody yet.
+
+        Args:
+            trust: Whose certificates are good.
+            most_idle: Connections kept while nobody uses them.
+            idle_s: How long they are kept.
+        """
+        self._trust = trust
+        self._trust.set_alpn_protocols(["http/1.1"])
+        self._most_idle = most_idle
+        self._idle_s = idle_s
+        self._idle: list[_Connection] = []  # the one used last at the end
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and return the answer to it, its body unread.
+
+        Raises:
+            httpx.TransportError: as the transport of httpx itself does.
+        """
+        connection = self._take(_origin(request.url)) or await self._connect(request)
+        try:
+            return await connection.exchange(request)
+        except BaseException:
+            connection.close()
+            raise
+
+    async def aclose(self) -> None:
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.aclose()
+
+    def _take(self, origin: Origin) -> "_Connection | None":
+        now = trio.current_time()
+        for connection in reversed(self._idle):
+            if connection.origin == origin:
+                self._idle.remove(connection)
+                if now < connection.idle_until and not connection.ended:
+                    return connection
+                connection.close()
+        return None
+
+    def _give_back(self, connection: "_Connection") -> None:
+        now = trio.current_time()
+        connection.idle_until = now + self._idle_s
+        self._idle.append(connection)
+        while self._idle and (self._idle[0].idle_until <= now or len(self._idle) > self._most_idle):
+            self._idle.pop(0).close()
+
+    async def _connect(self, request: httpx.Request) -> "_Connection":
+        origin = scheme, host, port = _origin(request.url)
+        timeout_s = _timeout_s(request, "connect")
+        with _within(timeout_s, httpx.ConnectTimeout, httpx.ConnectError):
+            stream = await trio.open_tcp_stream(host, port)
+            if scheme == "http":
+                return _Connection(self, origin, stream, stream.socket)
+            try:
+                # Nothing is ever cut off unnoticed for want of a proper end: lengths tell.
+                tls = trio.SSLStream(
+                    stream, self._trust, server_hostname=host, https_compatible=True
+                )
+                await tls.do_handshake()
+            except BaseException:
+                stream.socket.close()
+                raise
+            return _Connection(self, origin, tls, stream.socket)
+
+
+class _Connection:
+    """One connection, and the one exchange on it."""
+
+    def __init__(
+        self,
+        transport: DirectTransport,
+        origin: Origin,
+        stream: trio.abc.Stream,
+        socket: trio.socket.SocketType,
+    ) -> None:
+        self.origin = origin
+        self.idle_until = math.inf
+        self._transport = transport
+        self._stream = stream
+        self._socket = socket
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side closed it; nothing else can come while nothing is asked."""
+        return self._socket.is_readable()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def give_back(self) -> None:
+        self._transport._give_back(self)
+
+    async def receive(self, request: httpx.Request, most_bytes: int = _READ_BYTES) -> bytes:
+        with _within(_timeout_s(request, "read"), httpx.ReadTimeout, httpx.ReadError):
+            return bytes(await self._stream.receive_some(most_bytes))
+
+    async def exchange(self, request: httpx.Request) -> httpx.Response:
+        wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+        with _errors_of_httpx():
+            question = wire.send(
+                h11.Request(
+                    method=request.method.encode(),
+                    target=request.url.raw_path,
+                    headers=request.headers.raw,
+                )
+            )
+            question += wire.send(h11.Data(data=await request.aread()))
+            question += wire.send(h11.EndOfMessage())
+        with _within(_timeout_s(request, "write"), httpx.WriteTimeout, httpx.WriteError):
+            await self._stream.send_all(question)
+        head = await self._head(wire, request)
+        return httpx.Response(
+            head.status_code,
+            headers=head.headers.raw_items(),
+            stream=_Body(self, request, wire, head),
+            extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason},
+        )
+
+    async def _head(self, wire: h11.Connection, request: httpx.Request) -> h11.Response:
+        while True:
+            with _errors_of_httpx():
+                event = wire.next_event()
+            if isinstance(event, h11.Response):
+                return event
+            if event is h11.NEED_DATA:
+                data = await self.receive(request)
+                if not data:
+                    raise httpx.RemoteProtocolError("the server disconnected without an answer")
+                wire.receive_data(data)
+
+
+class _Body(httpx.AsyncByteStream, AsyncIterator[bytes]):
+    """The body of one answer, as it arrives.
+
+    INVARIANT: at its end the connection is given back or closed, once.
+    """
+
+    def __init__(
+        self,
+        connection: _Connection,
+        request: httpx.Request,
+        wire: h11.Connection,
+        head: h11.Response,
+    ) -> None:
+        self._connection = connection
+        self._request = request
+        self._wire = wire
+        headers = dict(head.headers)
+        last_words = [word.strip().lower() for word in headers.get(b"connection", b"").split(b",")]
+        self._keep = head.http_version >= b"1.1" and b"close" not in last_words
+        self._ended = False
+        # Where the length is known, h11 has read the head and what came with it, no more.
+        known = b"transfer-encoding" not in headers and head.status_code not in (204, 304)
+        self._length = int(headers.get(b"content-length", -1)) if known else -1
+        self._came = 0
+        self._begin = wire.trailing_data[0]
+
+    def __aiter__(self) -> "_Body":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            chunk = await (self._parsed() if self._length < 0 else self._plain())
+        except BaseException:
+            await self.aclose()
+            raise
+        if not chunk and not self._ended:
+            self._end()
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._connection.close()
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._keep:
+            self._connection.give_back()
+        else:
+            self._connection.close()
+
+    async def _plain(self) -> bytes:
+        """Return what comes next of a body of known length; nothing at its end."""
+        left = self._length - self._came
+        if not left:
+            return b""
+        chunk, self._begin = self._begin, b""
+        if not chunk:
+            chunk = await self._connection.receive(self._request, min(left, _READ_BYTES))
+        if not chunk:
+            raise httpx.RemoteProtocolError(
+                "the connection was closed before the end of the body"
+                f" ({self._came} of {self._length} bytes came)"
+            )
+        if len(chunk) > left:  # who sends more than announced cannot be believed a second time
+            chunk, self._keep = chunk[:left], False
+        self._came += len(chunk)
+        if self._came == self._length:
+            self._end()  # before it is asked for, so that nobody has to
+        return chunk
+
+    async def _parsed(self) -> bytes:
+        """Return what comes next as h11 reads it; nothing at the end."""
+        while True:
+            with _errors_of_httpx():
+                event = self._wire.next_event()
+            if isinstance(event, h11.Data):
+                return bytes(event.data)
+            if event is h11.NEED_DATA:
+                self._wire.receive_data(await self._connection.receive(self._request))
+            else:  # the end: of the message, or of the connection where nothing else tells it
+                self._keep &= self._wire.their_state is h11.DONE
+                self._keep &= self._wire.trailing_data == (b"", False)
+                return b""
+
+
+def _origin(url: httpx.URL) -> Origin:
+    return url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme]
+
+
+def _timeout_s(request: httpx.Request, what: str) -> float:
+    timeout_s: float | None = request.extensions.get("timeout", {}).get(what)
+    return math.inf if timeout_s is None else timeout_s
+
+
+@contextmanager
+def _within(
+    timeout_s: float, late: type[httpx.TimeoutException], broken: type[httpx.NetworkError]
+) -> Iterator[None]:
+    """Bound what is awaited inside, and raise what httpx raises."""
+    try:
+        with trio.fail_after(timeout_s):
+            yield
+    except trio.TooSlowError:
+        raise late(f"nothing for {timeout_s:g} s") from None
+    except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+        raise broken(str(error.__cause__ or error)) from error
+
+
+@contextmanager
+def _errors_of_httpx() -> Iterator[None]:
+    try:
+        yield
+    except h11.LocalProtocolError as error:
+        raise httpx.LocalProtocolError(str(error)) from error
+    except h11.RemoteProtocolError as error:
+        raise httpx.RemoteProtocolError(str(error)) from error
