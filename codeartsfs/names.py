@@ -86,6 +86,9 @@ class LogKey:
     stage: Stage
     level: LogLevel
 
+    def __hash__(self) -> int:  # the one that is generated calls two more; this is asked a lot
+        return hash((self.record, self.stage.name, id(self.level)))
+
     @property
     def file_name(self) -> str:
         return f"{self.stage}.{self.level.value.lower()}.log"

@@ -1,18 +1,20 @@
 """The bytes of one log: written once at the end, read anywhere, kept in a file.
 
 A file-backed body keeps memory use independent of log size, lets the kernel's page
-cache do the caching, and becomes the disk cache's entry without being copied.
+cache do the caching, and becomes the disk cache's entry without being copied. What is
+small has no file before it needs one: it costs less to copy than to open a file for.
 """
 
 import hashlib
 import heapq
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 
 import trio
 
+IN_MEMORY_BYTES = 64 << 10
 _IOV_MAX = 1024
 
 
@@ -26,16 +28,23 @@ class Body:
     """
 
     def __init__(
-        self, fd: int, complete_bytes: int | None = None, sha256: "hashlib._Hash | None" = None
+        self,
+        file: int | Callable[[], int],
+        complete_bytes: int | None = None,
+        sha256: "hashlib._Hash | None" = None,
     ) -> None:
-        """Take over an open file: an empty one, or one that already holds a whole log.
+        """Begin with nothing, or take over an open file that already holds a whole log.
 
         Args:
-            fd: open for reading and writing; closed by ``close``.
+            file: a file open for reading and writing, or what opens an empty one when the bytes
+                are too many for memory or are to be kept; closed by ``close``.
             complete_bytes: size of the log that is already there.
             sha256: its hash, needed only where more may be appended.
         """
-        self._fd = fd
+        # INVARIANT: where there is _content, it is all that landed; without a file there is some.
+        self._fd = file if isinstance(file, int) else -1
+        self._open_file = file if callable(file) else None
+        self._content = None if isinstance(file, int) else bytearray()
         self._landed = complete_bytes or 0
         self._size = complete_bytes
         self._failure: Exception | None = None
@@ -60,8 +69,33 @@ class Body:
         """The running hash of the landed bytes; a copy, free to go on with."""
         return self._sha256.copy()
 
-    def fileno(self) -> int:
+    @property
+    def in_memory(self) -> bool:
+        """Whether there is no file yet."""
+        return self._fd < 0
+
+    def to_file(self) -> int:
+        """Return the file with all that landed, in a worker thread: disks are slow.
+
+        Raises:
+            OSError: there is no room for it; nothing has changed.
+        """
+        if self._fd < 0:
+            assert self._open_file is not None
+            assert self._content is not None
+            fd = self._open_file()
+            try:
+                _write_all(fd, [self._content], 0)
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fd = fd
         return self._fd
+
+    def free_memory(self) -> None:
+        """Read from the file from here on, if there is one."""
+        if self._fd >= 0:
+            self._content = None
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -83,9 +117,17 @@ class Body:
         self._failure = None
 
     async def append(self, chunks: Sequence[bytes]) -> None:
-        """Write and hash chunks in a worker thread, then wake the readers they serve."""
-        written = await trio.to_thread.run_sync(self._write, chunks)
-        self._landed += written
+        """Take chunks, hash them and wake the readers they serve; files grow in worker threads."""
+        size_bytes = sum(map(len, chunks))
+        if self.in_memory and self._landed + size_bytes <= IN_MEMORY_BYTES:
+            assert self._content is not None
+            for chunk in chunks:
+                self._content += chunk
+                self._sha256.update(chunk)
+        else:
+            await trio.to_thread.run_sync(self._write, chunks)
+            self.free_memory()
+        self._landed += size_bytes
         self._wake()
 
     async def move_to(self, fd: int) -> None:
@@ -150,24 +192,14 @@ class Body:
         while self._waiting and (self._failure or self._waiting[0][0] <= self._landed):
             heapq.heappop(self._waiting)[2].set()
 
-    def _write(self, chunks: Sequence[bytes]) -> int:
-        start = self._landed
-        offset = start
-        for first in range(0, len(chunks), _IOV_MAX):
-            batch = chunks[first : first + _IOV_MAX]
-            wanted = sum(map(len, batch))
-            written = os.pwritev(self._fd, batch, offset)
-            if written < wanted:  # a signal or a nearly full disk: finish in the plain way
-                rest = memoryview(b"".join(batch))[written:]
-                while rest:
-                    written = os.pwrite(self._fd, rest, offset + wanted - len(rest))
-                    rest = rest[written:]
-            offset += wanted
+    def _write(self, chunks: Sequence[bytes]) -> None:
+        _write_all(self.to_file(), chunks, self._landed)
         for chunk in chunks:
             self._sha256.update(chunk)
-        return offset - start
 
     async def _pread(self, offset: int, size: int) -> bytes:
+        if self._content is not None:
+            return bytes(self._content[offset : offset + size])
         buffer = bytearray(size)
         view = memoryview(buffer)
         got = 0
@@ -185,6 +217,19 @@ class Body:
                 raise OSError(f"the cache file ends {len(view)} bytes early")
             view = view[got:]
             offset += got
+
+
+def _write_all(fd: int, chunks: Sequence[bytes | bytearray], offset: int) -> None:
+    for first in range(0, len(chunks), _IOV_MAX):
+        batch = chunks[first : first + _IOV_MAX]
+        wanted = sum(map(len, batch))
+        written = os.pwritev(fd, batch, offset)
+        if written < wanted:  # a signal or a nearly full disk: finish in the plain way
+            rest = memoryview(b"".join(batch))[written:]
+            while rest:
+                written = os.pwrite(fd, rest, offset + wanted - len(rest))
+                rest = rest[written:]
+        offset += wanted
 
 
 class MemoryBody:

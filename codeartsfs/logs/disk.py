@@ -27,7 +27,7 @@ import os
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -72,6 +72,19 @@ class LogMeta:
     request_id: str = ""
 
 
+@dataclass(eq=False, slots=True)
+class _Save:
+    """One log on its way to an entry; where it is ``done`` without a failure, it is one."""
+
+    key: LogKey
+    body: Body
+    meta: LogMeta
+    fd: int = -1
+    evicted: frozenset[LogKey] = frozenset()
+    failure: Exception | None = None
+    done: bool = False
+
+
 def unnamed_file(directory: Path) -> int:
     """Open a new private file without a name in a directory: a crash leaves nothing behind."""
     try:
@@ -107,6 +120,8 @@ class DiskTier:
         # Used by several threads at once: nothing but single operations of a plain dict.
         self._verified: dict[LogKey, tuple[int, int]] = {}
         self._used_bytes: int | None = None  # at the last scan, plus what was saved since
+        self._unsaved: list[_Save] = []
+        self._saving = trio.Lock()
         _claim(root)
         _claim(self._root)
         self._root.chmod(0o700)  # ours alone, whatever the umask and whoever made it
@@ -145,7 +160,29 @@ class DiskTier:
         Raises:
             OSError: it could not be saved; the tier is as it was.
         """
-        return await trio.to_thread.run_sync(self._save, key, body.fileno(), meta)
+        save = _Save(key, body, meta)
+        if body.in_memory:
+            await self._save_together(save)
+        else:  # flushing it may take long: nobody else shall wait for that
+            await trio.to_thread.run_sync(self._save_all, (save,))
+        if save.failure is not None:
+            raise save.failure
+        return save.evicted
+
+    async def _save_together(self, save: "_Save") -> None:
+        """Save what is small with all that came while others were being saved (group commit).
+
+        Hundreds of small logs a second would keep as many threads busy with flushing and with
+        waiting for each other.
+        """
+        self._unsaved.append(save)
+        try:
+            async with self._saving:
+                if not save.done:
+                    saves = tuple(self._unsaved)
+                    await trio.to_thread.run_sync(self._save_all, saves)
+        finally:
+            self._unsaved.remove(save)
 
     async def make_room(self, wanted_bytes: int, sparing: LogKey) -> frozenset[LogKey]:
         """Evict for a download that the disk has no room for; return the keys evicted."""
@@ -220,23 +257,50 @@ class DiskTier:
         finally:
             os.close(fd)
 
-    def _save(self, key: LogKey, fd: int, meta: LogMeta) -> frozenset[LogKey]:
-        evicted = self._make_room(meta.size_bytes + FOOTER_BYTES, sparing=key)
-        os.ftruncate(fd, meta.size_bytes)
-        _write_footer(fd, key, meta)
-        path = self._path(key)
+    def _save_all(self, saves: Sequence["_Save"]) -> None:
+        """Save each that can be saved: first all bytes to the platter, then all names."""
+        flushed: set[Path] = set()
+
+        def flush_name(save: "_Save") -> None:
+            directory = self._path(save.key).parent
+            if directory not in flushed:
+                _fsync_directory(directory)
+                flushed.add(directory)
+
+        for step in (self._write_entry, self._flush_entry, self._name_entry, flush_name):
+            for save in saves:
+                if save.failure is None:
+                    try:
+                        step(save)
+                    except Exception as failure:  # the others are none the worse for it
+                        save.failure = failure
+        for save in saves:
+            save.done = True
+            if save.failure is None and self._used_bytes is not None:
+                self._used_bytes += save.meta.size_bytes + FOOTER_BYTES
+
+    def _write_entry(self, save: "_Save") -> None:
+        size_bytes = save.meta.size_bytes
+        if not self._tmp.exists():  # somebody emptied the cache directory meanwhile
+            self._make_directories()
+        save.evicted = self._make_room(size_bytes + FOOTER_BYTES, sparing=save.key)
+        save.fd = save.body.to_file()
+        os.ftruncate(save.fd, size_bytes)
+        _write_footer(save.fd, save.key, save.meta)
+
+    def _flush_entry(self, save: "_Save") -> None:
+        os.fsync(save.fd)
+
+    def _name_entry(self, save: "_Save") -> None:
+        path = self._path(save.key)
         tmp = self._tmp / f"{os.getpid()}-{next(self._tmp_names)}"
         try:
-            _give_name(fd, tmp)
+            _give_name(save.fd, tmp)
             path.parent.mkdir(mode=0o700, exist_ok=True)
             os.replace(tmp, path)
         except OSError:
             tmp.unlink(missing_ok=True)
             raise
-        _fsync_directory(path.parent)
-        if self._used_bytes is not None:
-            self._used_bytes += meta.size_bytes + FOOTER_BYTES
-        return evicted
 
     def _remove(self, key: LogKey) -> None:
         try:
@@ -407,9 +471,8 @@ def _checksum(footer: bytes) -> bytes:
 
 
 def _give_name(fd: int, path: Path) -> None:
-    """Put an unnamed file on the platter and give it a name."""
+    """Give a name to an unnamed file that is on the platter."""
     try:
-        os.fsync(fd)
         # The dir_fd is ignored beside an absolute path, but makes Python call linkat(2), the
         # one call that follows the link in /proc to a file without a name.
         os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ import cachetools
 import trio
 
 from codeartsfs.errors import CodeArtsError, LogRewritten, NotFound
-from codeartsfs.logs.body import Body, MemoryBody
+from codeartsfs.logs.body import IN_MEMORY_BYTES, Body, MemoryBody
 from codeartsfs.logs.disk import DiskTier, LogMeta, is_full, unnamed_file
 from codeartsfs.logs.memory import MemoryTier
 from codeartsfs.model import LogNote, LogPrefix, StageRun
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 ABSENCE_TTL_S = 5.0
 PROBE_LINGER_S = 2.0
-_SMALL_BYTES = 64 << 10  # what is here as soon as its size is: not worth giving up again
 _REFRESH_PATIENCE_S = 5.0  # what is here already is shown after this long, whatever the API does
 _FAILURE_TTL_S = 10.0  # what is here already is shown as it is after a look that failed
 _QUIET_AFTER_S = 600.0  # without growth
@@ -567,12 +566,19 @@ class LogStore:
             return
         self._idle[entry.key] = entry
         self._idle.move_to_end(entry.key)
-        unsaved_bytes = sum(e.size_bytes or 0 for e in self._idle.values() if not e.saved)
-        while len(self._idle) > 1 and (
-            len(self._idle) > _IDLE_LOGS or unsaved_bytes > _IDLE_UNSAVED_BYTES
-        ):
-            oldest = next(iter(self._idle.values()))
-            unsaved_bytes -= 0 if oldest.saved else oldest.size_bytes or 0
+        while len(self._idle) > _IDLE_LOGS:
+            self._drop(next(iter(self._idle.values())))
+        if not entry.saved:
+            self._drop_unsaved()
+
+    def _drop_unsaved(self) -> None:
+        """Let go of what takes space that no limit of the disk tier knows of; not of the last."""
+        unsaved = [log for log in self._idle.values() if not log.saved]
+        unsaved_bytes = sum(log.size_bytes or 0 for log in unsaved)
+        for oldest in unsaved[:-1]:
+            if unsaved_bytes <= _IDLE_UNSAVED_BYTES:
+                break
+            unsaved_bytes -= oldest.size_bytes or 0
             self._drop(oldest)
 
     def _drop(self, entry: _Log) -> None:
@@ -754,7 +760,7 @@ class LogStore:
                 )
             if body.size_bytes is not None and not entry.complete:
                 flight.sized.set()
-                small = (body.size_bytes or 0) <= _SMALL_BYTES
+                small = (body.size_bytes or 0) <= IN_MEMORY_BYTES  # here as soon as its size is
                 if new and not small and not await self._wanted(flight):
                     # Whoever wants it from here on needs another flight.
                     entry.flight = None
@@ -773,6 +779,10 @@ class LogStore:
 
     async def _receive(self, entry: _Log, body: Body, answer: LogAnswer) -> None:
         """Write what comes, the network and the disk each at its own pace."""
+        if answer.size_bytes is not None and answer.size_bytes <= IN_MEMORY_BYTES:
+            async for chunk in answer:
+                await self._append(entry, body, [chunk])
+            return
         send, receive = trio.open_memory_channel[bytes](_QUEUED_CHUNKS)
         failure: Exception | None = None
 
@@ -785,18 +795,7 @@ class LogStore:
                         with suppress(trio.WouldBlock, trio.EndOfChannel):
                             while True:
                                 batch.append(receive.receive_nowait())
-                        if entry.saved:  # leave the disk tier's file as it was verified
-                            await body.move_to(self._new_fd())
-                            entry.saved = False
-                        try:
-                            await body.append(batch)
-                        except OSError as full:
-                            if self.disk is None or not is_full(full):
-                                raise
-                            wanted = (body.size_bytes or 0) - body.landed_bytes
-                            wanted = max(wanted, sum(map(len, batch)))
-                            self._let_go(await self.disk.make_room(wanted, entry.key))
-                            await body.append(batch)
+                        await self._append(entry, body, batch)
                 except OSError as error:
                     failure = error
                     body.fail(error)
@@ -814,6 +813,19 @@ class LogStore:
         if failure is not None:
             raise failure
 
+    async def _append(self, entry: _Log, body: Body, chunks: Sequence[bytes]) -> None:
+        if entry.saved:  # leave the disk tier's file as it was verified
+            await body.move_to(self._new_fd())
+            entry.saved = False
+        try:
+            await body.append(chunks)
+        except OSError as full:
+            if self.disk is None or not is_full(full):
+                raise
+            wanted = max((body.size_bytes or 0) - body.landed_bytes, sum(map(len, chunks)))
+            self._let_go(await self.disk.make_room(wanted, entry.key))
+            await body.append(chunks)
+
     def _new_fd(self) -> int:
         if self.disk:
             try:
@@ -823,7 +835,7 @@ class LogStore:
         return unnamed_file(self._scratch)
 
     def _new_body(self) -> Body:
-        return Body(self._new_fd())
+        return Body(self._new_fd)
 
     def _replace(self, entry: _Log, rewritten: LogRewritten) -> None:
         """The server rewrote a log: its name gets a new file, its handles an error."""
@@ -861,6 +873,7 @@ class LogStore:
                 await self.disk.touch(entry.key, meta)
                 return
             evicted = await self.disk.save(entry.key, body, meta)
+            body.free_memory()
         except OSError as failure:
             log.warning("cache: %s is not kept: %s", entry.key, failure.strerror or failure)
             return

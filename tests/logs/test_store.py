@@ -22,7 +22,7 @@ from codeartsfs.errors import (
     LogNotFound,
     LogRewritten,
 )
-from codeartsfs.logs.body import Body
+from codeartsfs.logs.body import IN_MEMORY_BYTES, Body
 from codeartsfs.logs.disk import DiskTier, LogMeta
 from codeartsfs.logs.store import LogStore, OpenLog, Provenance
 from codeartsfs.model import LogNote
@@ -357,7 +357,7 @@ async def test_cache_directory_that_cannot_come_back_fails_no_read(
         assert await content_of(store) == LOG
         await landed(store)
         assert await content_of(store) == LOG
-    assert "unusable just now" in caplog.text
+    assert "is not kept" in caplog.text
     assert len(world.source.calls) == 1
 
 
@@ -531,19 +531,20 @@ async def test_last_handle_of_a_rewritten_log_takes_nothing_from_its_successor(
     world: World, mock_clock: MockClock
 ) -> None:
     world.states.run = RUNNING
-    world.source.logs[KEY] = LOG
+    world.source.logs[KEY] = text(IN_MEMORY_BYTES + 1)
+    other = text(IN_MEMORY_BYTES + 1, "other")
     before = open_files()
     async with world.store() as store:
         old = await store.open(KEY)
         await landed(store)
-        world.source.logs[KEY] = text(12_000, "other")
+        world.source.logs[KEY] = other
         mock_clock.jump(2)
         await content_of(store)
         await landed(store)
         old.close()
         store.check_invariants()
         assert open_files() == before + 1
-        assert await content_of(store) == text(12_000, "other")
+        assert await content_of(store) == other
     assert open_files() == before
 
 
