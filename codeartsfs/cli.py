@@ -129,7 +129,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     "--max-downloads",
     type=click.IntRange(min=1),
     metavar="N",
-    default=8,
+    default=16,
     show_default=True,
     help="Logs downloaded at the same time.",
 )
@@ -161,9 +161,9 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     "--prefetch",
     type=click.IntRange(min=0),
     metavar="N",
-    default=4,
+    default=12,
     show_default=True,
-    help="Logs fetched ahead at the same time of who walks through a record; 0 for none.",
+    help="Logs fetched ahead at the same time of who walks through them; 0 for none.",
 )
 @_option(
     "--crawlers",

@@ -10,7 +10,7 @@ import resource
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ from codeartsfs.builds.jobs import Jobs
 from codeartsfs.config import MountConfig
 from codeartsfs.errors import CodeArtsError
 from codeartsfs.fs.attributes import Attributes
-from codeartsfs.fs.callers import CRAWLERS, Callers
+from codeartsfs.fs.callers import CRAWLERS, Callers, paths_given
 from codeartsfs.fs.mount import Mount, open_mount
 from codeartsfs.fs.nodes import CONTROL_DIR, STATUS_FILE
 from codeartsfs.fs.operations import Operations, StatSize
@@ -38,7 +38,7 @@ from codeartsfs.logs.disk import DiskTier
 from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.logs.store import LogStore, open_log_store
 from codeartsfs.model import LogPrefix
-from codeartsfs.names import LogKey
+from codeartsfs.names import LogKey, RecordId
 from codeartsfs.notify import Notifier
 
 log = logging.getLogger(__name__)
@@ -100,13 +100,20 @@ async def serve(
             )
         )
         ahead = await stack.enter_async_context(_cancelled_at_the_end())
+        # The rest of the downloads is for those who wait.
+        most_ahead = min(config.prefetch, config.max_downloads * 3 // 4 or 1)
         status = _Status(config, credentials, client, store)
         tree = Tree(catalog, jobs, store)
+
+        async def given(process: int) -> Sequence[RecordId | LogKey]:
+            paths = await trio.to_thread.run_sync(paths_given, process, config.mountpoint)
+            return await tree.places(paths)
+
         operations = Operations(
             tree,
             store,
             Attributes(catalog, jobs, store),
-            Prefetcher(store, tree, ahead, config.prefetch),
+            Prefetcher(store, tree, given, ahead, most_ahead),
             watched,
             status=status.as_json,
             stat_size=StatSize(config.stat_size),

@@ -6,6 +6,7 @@ one task looks after them all: it ends a wait when its caller is being killed (C
 works) and when it outlives the deadline (no terminal hangs).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import trio
 
 _LOOK_EVERY_S = 0.2
 _NAME_BYTES = 15  # of a program's name, in proc(5) comm
+_MOST_ARGUMENT_BYTES = 128 << 10  # as many as xargs gives
 _FATAL = frozenset({1, 2, 3, 9, 15})  # HUP, INT, QUIT, KILL, TERM
 
 LISTING_PROGRAMS = frozenset(
@@ -110,12 +112,8 @@ def being_killed(pid: int) -> bool:
 
     Linux, proc(5): SigPnd is the thread's, ShdPnd the process's, SigBlk what it holds back.
     """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
     masks = {}
-    for line in status.splitlines():
+    for line in _told_of(pid, "status").splitlines():
         name, _, value = line.partition(":")
         if name in ("SigPnd", "ShdPnd", "SigBlk"):
             masks[name] = int(value, 16)
@@ -125,25 +123,50 @@ def being_killed(pid: int) -> bool:
 
 def process_of(pid: int) -> int:
     """Return the process a thread belongs to, the thread itself where that is unknown."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return pid
-    for line in status.splitlines():
-        if line.startswith("Tgid:"):
-            return int(line.removeprefix("Tgid:"))
-    return pid
+    _, found, rest = _told_of(pid, "status").partition("\nTgid:")
+    return int(rest.split(maxsplit=1)[0]) if found else pid
 
 
 def program(pid: int) -> str:
     """Return the name of the program a process runs, its first 15 bytes; empty if unknown."""
-    try:
-        with open(f"/proc/{pid}/comm", "rb", buffering=0) as comm:
-            return comm.read(64).rstrip(b"\n").decode("utf-8", "replace")
-    except OSError:
-        return ""
+    return _told_of(pid, "comm").rstrip("\n")
 
 
 def lists_only(pid: int) -> bool:
     """Whether the caller is a program that stats every file of a directory just to show it."""
     return program(pid) in LISTING_PROGRAMS
+
+
+def paths_given(pid: int, root: Path) -> tuple[str, ...]:
+    """Return what of a directory is on the command line of a process, in order.
+
+    Call it in a worker thread: the kernel may hold the answer up until a page fault of that
+    process is served, perhaps by us.
+
+    Returns:
+        Paths relative to ``root``, made up from words alone: nothing is looked up.
+    """
+    words = _told_of(pid, "cmdline", _MOST_ARGUMENT_BYTES).split("\0")[1:-1]
+    try:
+        folder = os.readlink(f"/proc/{pid}/cwd")
+    except OSError:  # another user's
+        folder = "/"
+    paths = (os.path.normpath(os.path.join(folder, word)) for word in words)
+    return tuple(path[len(f"{root}/") :] for path in paths if path.startswith(f"{root}/"))
+
+
+def _told_of(pid: int, what: str, most_bytes: int = 4096) -> str:
+    """Return what proc(5) tells of a process; nothing where there is no such process.
+
+    Not by way of pathlib, because this is asked at every open.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/{what}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.fsdecode(os.read(fd, most_bytes))
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

@@ -8,15 +8,18 @@ believes them, and whoever asks for more than the name waits for ``confirm``.
 
 import re
 from bisect import bisect_left
+from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 
 import cachetools
+import trio
 
 from codeartsfs.builds.answer import told_or_known
 from codeartsfs.builds.catalog import Catalog, RecordTimes
 from codeartsfs.builds.document import first_failed, record_document
 from codeartsfs.builds.jobs import Jobs, Latest, Which, parse_which
-from codeartsfs.errors import BuildNotFound, NotFound
+from codeartsfs.errors import BuildNotFound, CodeArtsError, NotFound
 from codeartsfs.fs.nodes import (
     BY_JOB_DIR,
     BY_NAME_DIR,
@@ -449,6 +452,36 @@ class Tree:
         """
         entries = await self._all_of_record(record)
         return tuple(node.key for _, node, _ in entries if isinstance(node, LogFile))
+
+    async def places(self, paths: Iterable[str]) -> tuple[RecordId | LogKey, ...]:
+        """Return the records and logs that paths lead to, links followed, nothing else."""
+        found = []
+        for path in paths:
+            await trio.lowlevel.checkpoint()  # there may be thousands
+            with suppress(CodeArtsError):
+                place = await self._place(path)
+                if place is not None:
+                    found.append(place)
+        return tuple(found)
+
+    async def _place(self, path: str) -> RecordId | LogKey | None:
+        node: Node | None = ROOT
+        for name in path.split("/"):
+            node = self.child(node, name) if node else None
+            match node:
+                case BuildLink(directory, which):
+                    node = RecordDir(await self._record_of(directory, which))
+                case FailedLink(record):
+                    failed = LogKey.parse(record, await self.target(node))
+                    node = self._log(failed) if failed else None
+                case NameLink(key):
+                    node = self._log(key)
+        match node:
+            case RecordDir(record):
+                return record
+            case LogFile(key):
+                return key
+        return None
 
     def failed_log(self, record: RecordId) -> LogKey | None:
         """Return the log of the stage that failed first, as last told."""

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import trio
@@ -18,7 +20,9 @@ from codeartsfs.fs.callers import (
     DeadlineExceeded,
     being_killed,
     lists_only,
+    paths_given,
     process_of,
+    program,
 )
 
 Start = Callable[[str], subprocess.Popen[bytes]]
@@ -183,3 +187,28 @@ async def test_watch_costs_nothing_while_nobody_waits(autojump_clock: MockClock)
         await wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
         nursery.cancel_scope.cancel()
+
+
+def test_paths_on_a_command_line_are_told_in_order(tmp_path: Path) -> None:
+    (tmp_path / "mnt" / "a").mkdir(parents=True)
+    words = ["-n", f"{tmp_path}/mnt/b/stage1.info.log", "../c", ".", "/etc/passwd", "../../d", ""]
+    command = ["sh", "-c", "read line; exit", *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=tmp_path / "mnt" / "a") as process:
+        while len(program(process.pid)) != 2:  # until it is the shell
+            time.sleep(0.001)
+        assert paths_given(process.pid, tmp_path / "mnt") == (
+            "a/-c",
+            "a/read line; exit",
+            "a/-n",
+            "b/stage1.info.log",
+            "c",
+            "a",
+            "a",
+        )
+        process.communicate(b"\n")
+
+
+def test_a_process_that_is_gone_was_given_nothing() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert paths_given(process.pid, Path("/")) == ()

@@ -34,6 +34,10 @@ def record(number: int) -> RecordId:
     return RecordId(f"{number:036}")
 
 
+async def nothing_given(process: int) -> tuple[RecordId, ...]:
+    return ()
+
+
 @asynccontextmanager
 async def operations_of(
     world: World, builds: FakeBuilds, index: Index | None = None
@@ -47,7 +51,7 @@ async def operations_of(
                 tree,
                 store,
                 Attributes(catalog, jobs, store),
-                Prefetcher(store, tree, nursery, 0),
+                Prefetcher(store, tree, nothing_given, nursery, 0),
                 Callers(60.0),
                 status=lambda: b"{}",
                 stat_size=StatSize.AUTO,

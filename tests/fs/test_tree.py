@@ -629,6 +629,32 @@ async def test_logs_and_the_failed_one_are_known_to_who_fetches_ahead(
         assert tree.failed_log(RECORD) == key(2)
 
 
+async def test_paths_lead_to_records_and_logs_through_links(
+    shelf: Trees, mock_clock: MockClock
+) -> None:
+    shelf.builds.runs = (replace(OVER, status="FAILURE", display_name="Build"),)
+    async with shelf.tree() as (tree, _):
+        job = path_of(tree, JOB_DIR).strip("/")
+        newest, oldest = build(2).record, build(1).record
+        info, debug = (LogKey(newest, Stage("stage1"), level) for level in LogLevel)
+        to_somewhere = {
+            newest: newest,
+            debug.file_name: None,
+            f"{newest}/{debug.file_name}": debug,
+            f"{job}/latest": newest,
+            f"{job}/99": None,
+            f"{job}/1/{info.file_name}": replace(info, record=oldest),
+            f"{job}/2/by-name/01-Build.info.log": info,
+            f"{job}/2/failed.info.log": info,
+            f"{job}/2/record.json": None,
+            f"{CONTROL_DIR}/{STATUS_FILE}": None,
+            job: None,
+            "": None,
+        }
+        places = tuple(filter(None, to_somewhere.values()))
+        assert await tree.places(to_somewhere) == places
+
+
 @pytest.mark.parametrize("runs", [(), (StageRun(Stage("stage1"), status="ABORTED"),)])
 async def test_names_of_stages_may_come_to_a_record_that_had_none(
     trees: Trees, mock_clock: MockClock, runs: tuple[StageRun, ...]

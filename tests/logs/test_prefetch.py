@@ -1,8 +1,9 @@
 """Fetching ahead: for who walks, for nobody else, and never more than once."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -44,7 +45,14 @@ class FakeSiblings:
 class Walkers:
     """A store with a prefetcher, and processes that read."""
 
-    def __init__(self, world: World, store: LogStore, prefetcher: Prefetcher) -> None:
+    def __init__(
+        self,
+        world: World,
+        store: LogStore,
+        prefetcher: Prefetcher,
+        given: dict[int, Sequence[LogKey | RecordId]],
+    ) -> None:
+        self.given = given  # the command lines of processes
         self._world = world
         self._store = store
         self._prefetcher = prefetcher
@@ -77,8 +85,14 @@ async def walkers(
             for level in LogLevel:
                 world.source.logs[log(record, stage, level)] = text(log_bytes)
     async with world.store() as store, trio.open_nursery() as nursery:
-        prefetcher = Prefetcher(store, siblings or FakeSiblings(), nursery, most)
-        yield Walkers(world, store, prefetcher)
+        given: dict[int, Sequence[LogKey | RecordId]] = {}
+
+        async def given_to(process: int) -> Sequence[LogKey | RecordId]:
+            await trio.lowlevel.checkpoint()
+            return given.get(process, ())
+
+        prefetcher = Prefetcher(store, siblings or FakeSiblings(), given_to, nursery, most)
+        yield Walkers(world, store, prefetcher, given)
         nursery.cancel_scope.cancel()
 
 
@@ -113,7 +127,7 @@ async def test_who_walked_through_a_record_gets_the_next_ones(
 ) -> None:
     async with walkers(world) as all_of_them:
         await all_of_them.read(*sorted(infos(0), key=str), log(1, 1))
-        assert all_of_them.fetched == infos(0) | infos(1) | infos(2) | infos(3)
+        assert all_of_them.fetched == set().union(*map(infos, range(5)))
 
 
 async def test_opens_of_different_processes_are_no_walk(
@@ -155,6 +169,65 @@ async def test_the_log_that_tells_why_a_build_failed_comes_with_any_other(
         assert all_of_them.fetched == {log(0, 1), log(0, 3)}
         await all_of_them.read(log(1, 1), process=2)
         assert all_of_them.fetched == {log(0, 1), log(0, 3), log(1, 1)}
+
+
+async def test_who_was_given_logs_gets_those_that_follow_at_once(
+    world: World, mock_clock: MockClock
+) -> None:
+    async with walkers(world) as all_of_them:
+        given = [log(0, 2), log(3, 1, LogLevel.DEBUG), log(0, 4), log(2, 2)]
+        all_of_them.given[1] = given
+        await all_of_them.read(given[1])
+        assert all_of_them.fetched == set(given[1:])
+        await all_of_them.read(given[2], given[3])
+        assert all_of_them.fetched == set(given[1:])
+
+
+async def test_who_was_given_records_gets_their_logs_of_the_levels_it_reads(
+    world: World, mock_clock: MockClock
+) -> None:
+    async with walkers(world) as all_of_them:
+        all_of_them.given[1] = [RECORDS[3], RECORDS[0], RECORDS[2]]
+        await all_of_them.read(log(0, 1))
+        assert all_of_them.fetched == infos(0) | infos(2)
+        await all_of_them.read(log(0, 1, LogLevel.DEBUG))
+        assert len(all_of_them.fetched) == 4 * STAGES
+
+
+async def test_not_all_of_a_long_command_line_is_fetched_at_once(
+    world: World, mock_clock: MockClock
+) -> None:
+    async with walkers(world) as all_of_them:
+        given = [log(0, stage) for stage in range(1, 101)]
+        world.source.logs.update({key: text(100) for key in given})
+        all_of_them.given[1] = given
+        await all_of_them.read(given[0])
+        assert all_of_them.fetched == set(given[:33])
+        await all_of_them.read(given[10])
+        assert set(given[:43]) <= all_of_them.fetched
+
+
+async def test_two_who_walk_the_same_way_fetch_nothing_twice(
+    world: World, mock_clock: MockClock
+) -> None:
+    async with walkers(world, log_bytes=2000) as all_of_them:
+        all_of_them.given[1] = all_of_them.given[2] = [RECORDS[0], RECORDS[1]]
+        for process in (1, 2):
+            all_of_them._prefetcher.opened(log(0, 1), process)
+        await all_of_them.quiet()
+        assert all_of_them.fetched == infos(0) - {log(0, 1)} | infos(1)
+
+
+async def test_what_goes_wrong_ahead_in_an_unforeseen_way_ends_nothing(
+    world: World, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(FakeSiblings):
+        async def logs_of(self, record: RecordId) -> tuple[LogKey, ...]:
+            raise RuntimeError("a mistake")
+
+    async with walkers(world, Broken()) as all_of_them:
+        await all_of_them.read(log(0, 1), log(0, 2))
+    assert "RuntimeError: a mistake" in caplog.text
 
 
 async def test_no_more_than_so_many_at_once(world: World, mock_clock: MockClock) -> None:

@@ -575,6 +575,26 @@ def test_who_walks_through_records_gets_logs_fetched_ahead_and_each_once(
     assert counts["fetched_in_vain"] == 0
 
 
+def test_what_a_program_was_given_is_fetched_while_it_reads_the_first(
+    rig: Rig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "recordings"
+    logs: dict[str, bytes | Path] = {f"stage{n}.info.log": b"%d\n" % n for n in (1, 2)}
+    first, second, third = (write(folder, number, logs) for number in range(3))
+    emulator = rig.emulator(folder)
+    mounted = rig.mount(emulator, at="given", cache="given-cache")
+    given = (f"{first}/stage2.info.log", f"./{second}/stage1.info.log", str(mounted / third))
+    read_the_first = ("sh", "-c", 'read -r line < "$1"; echo "$line"', "sh", *given)
+    assert rig.run(*read_the_first, cwd=mounted.path).out == b"2\n"
+    wait_until(lambda: mounted.status()["logs"]["fetched_ahead"] == 3)
+    assert emulator.calls() == 4
+    assert (
+        rig.run("cat", *given[:2], mounted / third / "stage2.info.log", cwd=mounted.path).code == 0
+    )
+    assert emulator.calls() == 4
+    assert mounted.status()["logs"]["fetched_in_vain"] == 1
+
+
 def test_nothing_is_fetched_ahead_for_one_log_or_if_not_wanted(rig: Rig, recordings: Path) -> None:
     emulator = rig.emulator(recordings)
     mounted = rig.mount(emulator)
