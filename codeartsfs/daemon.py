@@ -267,15 +267,18 @@ class _Status:
                 "limit_bytes": self._store.memory.limit_bytes,
             },
             "disk_cache": disk and {"used_bytes": disk.used_bytes, "limit_bytes": disk.limit_bytes},
-            "api": asdict(self._client.statistics),
+            "api": {**asdict(self._client.state), **asdict(self._client.statistics)},
         }
         return json.dumps(content, indent=2).encode() + b"\n"
 
     def as_line(self) -> str:
         logs, api = self._store.statistics(), self._client.statistics
+        state = self._client.state
+        trouble = f"; the API is {state.condition}: {state.error}" if state.error else ""
         return (
             f"{self._config.mountpoint}: {logs.open_logs} logs open, {logs.downloading} coming,"
             f" {logs.downloads} downloaded, {api.requests} API requests, {api.retries} retries"
+            f"{trouble}"
         )
 
 

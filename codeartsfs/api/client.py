@@ -9,8 +9,8 @@ import functools
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
@@ -30,6 +30,7 @@ from codeartsfs.api.endpoints import (
     iam_endpoint_for_region,
     is_loopback,
 )
+from codeartsfs.api.health import ApiState, Health
 from codeartsfs.api.pace import Pace, TemporaryFailure, parse_retry_after
 from codeartsfs.api.pages import PAGE_LINES, LogAccess, LogPages, LogPlace, open_pages
 from codeartsfs.api.transport import DirectTransport
@@ -79,6 +80,7 @@ _JSON_LIMIT_BYTES = 16 << 20
 _ERROR_BODY_LIMIT_BYTES = 64 << 10
 _PAGE_ROWS = 100
 _MOST_PAGES = 1000
+_NO_ANSWER = frozenset({502, 503, 504})  # a gateway's words
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _LOG_PATHS = ("/v4/{}/task-log", "/v1/log/{}/task-log")
@@ -194,6 +196,7 @@ class ApiClient:
         self._credentials = credentials
         self._pace = pace
         self._idle_timeout_s = idle_timeout_s
+        self._health = Health()
         self._published: dict[tuple[str, ...], str] = {}
         self._first_page = 0
         self._build_projects: dict[str, str] = {}  # by job id
@@ -211,6 +214,11 @@ class ApiClient:
             downloads_open=self._pace.downloads_open,
             calls_open=self._pace.calls_open,
         )
+
+    @property
+    def state(self) -> ApiState:
+        """How the API is, as the last requests saw it."""
+        return self._health.state
 
     @property
     def honours_ranges(self) -> bool:
@@ -264,7 +272,8 @@ class ApiClient:
 
         body = LogBody(key, self._pace, send, judge, self._log_access, pages, after, delivered)
         try:
-            await body.start()
+            with self._health_noted(str(key)):
+                await body.start()
             self._logs_opened += 1
             yield body
         finally:
@@ -415,15 +424,24 @@ class ApiClient:
         assert missing is not None
         raise missing
 
+    @contextmanager
+    def _health_noted(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (ApiUnavailable, AccessDenied) as failure:
+            self._health.gave_up(what, failure)
+            raise
+
     async def _json(self, path: str, query: Query, absent: Callable[[str], NotFound]) -> object:
         """Return the parsed body of a call that answers with JSON, retries included."""
         attempts = self._pace.start()
-        while True:
-            try:
-                with await self._pace.call_permit():
-                    return await self._json_once(path, query, absent)
-            except TemporaryFailure as failure:
-                await attempts.after(failure)
+        with self._health_noted(path):
+            while True:
+                try:
+                    with await self._pace.call_permit():
+                        return await self._json_once(path, query, absent)
+                except TemporaryFailure as failure:
+                    await attempts.after(failure)
 
     async def _json_once(
         self, path: str, query: Query, absent: Callable[[str], NotFound]
@@ -459,6 +477,7 @@ class ApiClient:
         what = f"GET {path}"
         url = httpx.URL(self._base + path + canonical_query(query))
         credentials = self._credentials
+        self._health.admit()
         for _ in range(_MOST_REDIRECTS + 1):
             request = self._http.build_request("GET", url, headers=dict(headers))
             await self._pace.admit()
@@ -467,7 +486,12 @@ class ApiClient:
                     request, auth=credentials, stream=True, follow_redirects=False
                 )
             except httpx.HTTPError as error:
-                raise self._hushed(trouble(error, what)) from None
+                failure = self._hushed(trouble(error, what))
+                if isinstance(failure, TemporaryFailure):
+                    failure.no_answer = True
+                raise failure from None
+            if response.status_code < 500 and response.status_code != 401:
+                self._health.answered()
             # From here on silence means a stall. httpcore looks this up as the body begins.
             response.request.extensions.get("timeout", {})["read"] = self._idle_timeout_s
             if response.status_code not in _REDIRECTS or "Location" not in response.headers:
@@ -545,6 +569,7 @@ class ApiClient:
                 told,
                 retry_after_s=parse_retry_after(response.headers.get("Retry-After")),
                 throttled=status == 429 or message.throttled,
+                no_answer=status in _NO_ANSWER,
             )
         if status == 400:
             return _BadRequest(told)

@@ -32,14 +32,21 @@ class TemporaryFailure(Exception):
     Attributes:
         retry_after_s: How long the server asks to be left alone, None where it does not say.
         throttled: Whether the server said that there were too many requests.
+        no_answer: Whether nobody answered for the server: trouble of the network or a gateway.
     """
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, throttled: bool = False
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        throttled: bool = False,
+        no_answer: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.throttled = throttled
+        self.no_answer = no_answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,144 @@
+"""The circuit breaker, through the client that it protects."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock
+
+from codeartsfs.api.client import ApiClient
+from codeartsfs.api.pace import Pace
+from codeartsfs.errors import AccessDenied, ApiUnavailable, CodeArtsError, Forbidden
+from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
+from tests.api.test_client import Network, client_on, good_stages, problem
+
+RECORDS = [RecordId(f"{number:036}") for number in range(20)]
+GONE = httpx.ConnectError("connection refused")
+
+
+@asynccontextmanager
+async def client_of(network: Network) -> AsyncIterator[ApiClient]:
+    """A client that tries everything once: retries are another matter."""
+    async with client_on(network, pace=Pace(requests_per_second=0, attempts=1)) as client:
+        yield client
+
+
+async def fails(client: ApiClient, *records: RecordId) -> list[type[Exception]]:
+    """Return how asking for the stages of records ends."""
+    ends: list[type[Exception]] = []
+    for record in records:
+        try:
+            await client.stages(record)
+        except CodeArtsError as failure:
+            ends.append(type(failure))
+    return ends
+
+
+@pytest.mark.parametrize("trouble", [GONE, httpx.ReadTimeout(""), problem(502), problem(503)])
+async def test_when_nobody_answers_for_several_things_the_rest_is_not_asked(
+    trouble: Exception | httpx.Response, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Network(trouble)
+    async with client_of(network) as client:
+        assert await fails(client, *RECORDS[:10]) == [ApiUnavailable] * 10
+        assert len(network.asked) == 3
+        assert client.state.condition == "down"
+        assert client.state.error
+        with pytest.raises(ApiUnavailable, match=r"not asked again for 1\.0 s"):
+            await client.stages(RECORDS[0])
+    assert [record.levelname for record in caplog.records if "health" in record.name] == ["WARNING"]
+
+
+async def test_logs_are_not_asked_for_either(autojump_clock: MockClock) -> None:
+    network = Network(GONE)
+    async with client_of(network) as client:
+        for number in range(1, 6):
+            with pytest.raises(ApiUnavailable):
+                await log_of(client, number)
+        assert len(network.asked) == 3
+
+
+async def log_of(client: ApiClient, number: int) -> bytes:
+    async with client.task_log(LogKey(RECORDS[0], Stage(f"stage{number}"), LogLevel.INFO)) as body:
+        return b"".join([chunk async for chunk in body])
+
+
+async def test_one_request_at_a_time_finds_out_whether_it_is_over(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    network = Network(GONE, GONE, GONE, GONE, GONE, good_stages())
+    async with client_of(network) as client:
+        await fails(client, *RECORDS[:5])
+        for asked, pause_s in ((4, 1.0), (5, 2.0)):
+            await trio.sleep(pause_s)
+            assert len(await fails(client, *RECORDS[:5])) == 5
+            assert len(network.asked) == asked
+        await trio.sleep(4)
+        assert await fails(client, *RECORDS[:5]) == []
+        assert len(network.asked) == 10
+        assert client.state.condition == "ok"
+        assert not client.state.error
+    assert "the API answers again" in caplog.text
+
+
+async def test_it_never_takes_longer_than_five_seconds_to_find_out(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(GONE)
+    async with client_of(network) as client:
+        await fails(client, *RECORDS[:3])
+        for _ in range(20):
+            await trio.sleep(5)
+            await fails(client, RECORDS[0])
+        assert len(network.asked) == 23
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error"),
+    [(problem(500), ApiUnavailable), (problem(429), ApiUnavailable), (problem(403), Forbidden)],
+)
+async def test_trouble_that_may_be_with_the_thing_itself_stops_nobody_else(
+    trouble: httpx.Response, error: type[Exception], autojump_clock: MockClock
+) -> None:
+    network = Network(trouble)
+    async with client_of(network) as client:
+        assert await fails(client, *RECORDS[:10]) == [error] * 10
+        assert len(network.asked) == 10
+        assert client.state.condition == "ok"
+
+
+async def test_one_thing_that_fails_again_and_again_stops_nobody_else(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(GONE)
+    async with client_of(network) as client:
+        await fails(client, *[RECORDS[0]] * 10)
+        assert len(network.asked) == 10
+
+
+async def test_any_answer_between_makes_the_count_begin_anew(autojump_clock: MockClock) -> None:
+    network = Network(GONE, GONE, problem(404), GONE, GONE, good_stages())
+    async with client_of(network) as client:
+        await fails(client, *RECORDS[:10])
+        assert len(network.asked) == 10
+
+
+async def test_refused_credentials_are_not_tried_on_everything(autojump_clock: MockClock) -> None:
+    network = Network(problem(401))
+    async with client_of(network) as client:
+        assert await fails(client, *RECORDS[:10]) == [AccessDenied] * 10
+        assert client.state.condition == "refused"
+        assert len(network.asked) < 10
+
+
+async def test_what_is_the_matter_may_change(autojump_clock: MockClock) -> None:
+    network = Network(GONE, GONE, GONE, problem(401))
+    async with client_of(network) as client:
+        await fails(client, *RECORDS[:3])
+        await trio.sleep(1)
+        assert await fails(client, *RECORDS[:2]) == [AccessDenied] * 2
+        assert client.state.condition == "refused"
