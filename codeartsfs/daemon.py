@@ -3,6 +3,7 @@
 Nesting is ownership: the client outlives the store, the store outlives the mount.
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -43,6 +44,7 @@ from codeartsfs.notify import Notifier
 
 log = logging.getLogger(__name__)
 
+_PR_SET_DUMPABLE = 4  # prctl(2)
 _GRACE_S = 1.0  # for requests under way when the end is asked for
 _STATUS_EVERY_S = 10.0
 
@@ -61,6 +63,7 @@ async def serve(
         MountPointError: mounting failed.
     """
     _allow_many_files()
+    _allow_no_core_dump()
     disk = None
     if config.cache_dir is not None:
         disk = DiskTier(config.cache_dir, config.cache_size_bytes)
@@ -286,6 +289,11 @@ def _allow_many_files() -> None:
     """Every open log is a file here: take all descriptors that the administrator permits."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _allow_no_core_dump() -> None:
+    """Keep the credentials in this process: no core dump, no tracing by others of the same user."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _scratch() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 from contextlib import suppress
@@ -201,7 +202,7 @@ def test_secrets_are_shown_nowhere(
     if "CODEARTSFS_USER" in credentials:
         credentials = {**credentials, "CODEARTSFS_IAM_ENDPOINT": emulator.url}
     mounted = rig.mount(emulator, "--log-level", "debug", credentials=credentials)
-    mounted.permit_logged("WARNING .*EACCES")
+    mounted.permit_logged("WARNING .*(EACCES|refuses our credentials)")
     assert rig.run("cat", mounted / f"{record_id(0)}/stage1.info.log").out == (
         b"" if wrong else TEXT
     )
@@ -220,6 +221,21 @@ def test_secrets_are_shown_nowhere(
     shown += [log, *(file.read_bytes().decode("latin-1") for file in files)]
     secrets = [ACCOUNTS.secret_key, ACCOUNTS.password, TOKEN]
     assert [secret for secret in secrets for text in shown if secret in text] == []
+
+
+def test_a_crash_leaves_no_core_dump_with_secrets_in_it(rig: Rig, emulator: Emulator) -> None:
+    def dies_with_a_core(process: "subprocess.Popen[bytes]") -> bool:
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, unlimited)
+        process.send_signal(signal.SIGSEGV)
+        _, status = os.waitpid(process.pid, 0)
+        process.returncode = -os.WTERMSIG(status)
+        return os.WCOREDUMP(status)
+
+    ordinary = subprocess.Popen(["sleep", "1000"], cwd=rig.folder)
+    if not dies_with_a_core(ordinary):
+        pytest.skip("nothing leaves a core dump here")
+    assert not dies_with_a_core(rig.mount(emulator).process)
 
 
 # Options.
