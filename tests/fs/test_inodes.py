@@ -25,6 +25,7 @@ from codeartsfs.fs.nodes import (
     StatusFile,
 )
 from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage
+from tests.scale import scaled
 
 RECORDS = [RecordId(letter * 36) for letter in "abc"]
 PROJECTS = [ProjectId(letter * 32) for letter in "cd"]
@@ -51,6 +52,7 @@ class Kernel(RuleBasedStateMachine):
         self.table = InodeTable()
         self.known: dict[Node, tuple[pyfuse3.InodeT, int]] = {}
         self.given_out: set[int] = {int(pyfuse3.ROOT_INODE)}
+        self.told: dict[pyfuse3.InodeT, tuple[bool, int]] = {}  # sized, bytes
 
     def _number(self, node: Node) -> pyfuse3.InodeT:
         number = self.table.number(node)
@@ -88,6 +90,18 @@ class Kernel(RuleBasedStateMachine):
         else:
             self.known[node] = (number, lookups - forgotten)
 
+    @rule(data=st.data(), size_bytes=st.integers(0, 2**40), sized=st.booleans())
+    def size_reply(self, data: st.DataObject, size_bytes: int, sized: bool) -> None:
+        if not self.known:
+            return
+        node = data.draw(st.sampled_from([node for node in NODES if node in self.known]))
+        number, _ = self.known[node]
+        was_sized, _ = self.told.get(number, (False, 0))
+        if sized:
+            assert self.table.claim_sizing(number) == (not was_sized)
+        self.table.tell_bytes(number, size_bytes)
+        self.told[number] = (sized or was_sized, size_bytes)
+
     @rule()
     def root_stays(self) -> None:
         self.table.drop_unknown(pyfuse3.ROOT_INODE)
@@ -99,10 +113,12 @@ class Kernel(RuleBasedStateMachine):
         assert len(self.table) == len(self.known) + 1
         for node, (number, _) in self.known.items():
             assert self.table.node(number) == node
+            # What the kernel was told of an inode dies with it: its number never comes again.
+            assert self.table.told_bytes(number) == self.told.get(number, (False, 0))[1]
 
 
 TestKernel = Kernel.TestCase
-TestKernel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestKernel.settings = settings(max_examples=scaled(60), stateful_step_count=40, deadline=None)
 
 
 def test_nodes_of_different_kinds_are_different_whatever_they_hold() -> None:
