@@ -168,7 +168,7 @@ class Prefetcher:
         try:
             with background():
                 await task(walk, *args)
-        except CodeArtsError as failure:
+        except (CodeArtsError, OSError) as failure:
             log.info("nothing fetched ahead: %s", failure)
         except Exception:  # nobody waits for this: it must not end the mount
             log.exception("fetching ahead failed in an unforeseen way")
@@ -201,7 +201,7 @@ class Prefetcher:
     async def _fetch_one(self, key: LogKey) -> None:
         try:
             await self._store.fetch(key, _LARGEST_BYTES)
-        except CodeArtsError as failure:
+        except (CodeArtsError, OSError) as failure:  # no room, for one
             log.info("%s was not fetched ahead: %s", key, failure)
         finally:
             self._let_go(key)

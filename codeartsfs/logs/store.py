@@ -623,7 +623,7 @@ class LogStore:
                 await self.disk.remove(entry.key)
             self._replace(entry, rewritten)
         except Exception as failure:
-            if not isinstance(failure, CodeArtsError):
+            if not isinstance(failure, CodeArtsError | OSError):
                 log.exception("cannot load %s", entry.key)
             if isinstance(failure, NotFound):
                 self._absent[entry.key] = failure

@@ -1,5 +1,7 @@
 """Fetching ahead: for who walks, for nobody else, and never more than once."""
 
+import errno
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -98,6 +100,18 @@ async def walkers(
 
 def infos(record: int) -> set[LogKey]:
     return {log(record, stage) for stage in range(1, STAGES + 1)}
+
+
+async def test_what_cannot_be_fetched_ahead_is_nobodys_trouble(
+    world: World, mock_clock: MockClock
+) -> None:
+    async with walkers(world) as all_of_them:
+        await all_of_them.read(log(0, 1))
+        world.source.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        all_of_them._prefetcher.opened(log(0, 2), 1)
+        await all_of_them.quiet()
+        world.source.failure = None
+        await all_of_them.read(log(0, 3))
 
 
 async def test_one_open_is_no_walk(world: World, mock_clock: MockClock) -> None:
