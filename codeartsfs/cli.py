@@ -21,6 +21,7 @@ from codeartsfs.config import (
     mount_point,
     names,
     project_id,
+    rate,
     read_files,
     seconds,
     size_bytes,
@@ -85,7 +86,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 )
 @_option(
     "--builds-per-job",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=2**31 - 1),
     metavar="N",
     default=100,
     show_default=True,
@@ -135,7 +136,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 )
 @_option(
     "--max-requests-per-second",
-    type=click.FloatRange(min=0),
+    type=rate,
     metavar="R",
     default=10.0,
     show_default=True,

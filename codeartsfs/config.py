@@ -62,9 +62,10 @@ def default_cache_dir() -> Path:
 def size_bytes(text: str) -> int:
     """Parse a number of bytes: ``512M``, ``2G``, ``1.5GiB``, ``4096``; units are powers of 1024."""
     match = _SIZE.fullmatch(str(text).strip())
-    if not match:
+    size = float(match[1]) * 1024.0 ** " KMGT".index(match[2].upper() or " ") if match else math.inf
+    if not size < 2.0**63:
         raise click.BadParameter(f"{text!r} is not a size such as 512M or 2G")
-    return int(float(match[1]) * 1024.0 ** " KMGT".index(match[2].upper() or " "))
+    return int(size)
 
 
 def seconds(text: str) -> float:
@@ -75,6 +76,17 @@ def seconds(text: str) -> float:
         value = math.nan
     if not 0.1 <= value < math.inf:
         raise click.BadParameter(f"{text!r} is not a number of seconds from 0.1 upwards")
+    return value
+
+
+def rate(text: str) -> float:
+    """Parse a number per second, 0 for no limit."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise click.BadParameter(f"{text!r} is not a rate from 0 upwards")
     return value
 
 
@@ -135,7 +147,7 @@ def read_files(
             if chosen:
                 raise click.UsageError(f"there is no configuration file {path}") from None
             continue
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise click.UsageError(f"cannot read configuration file {path}: {error}") from None
         settings.update(_checked(path, content, known, repeatable))
     return settings
@@ -154,5 +166,6 @@ def _checked(
             value = value if isinstance(value, list) else [value]
         if isinstance(value, dict) or (isinstance(value, list) and name not in repeatable):
             raise click.UsageError(f"{path}: {key} must be a single value")
-        settings[name] = value
+        # As text, as the command line has it: the options say what they make of it.
+        settings[name] = [str(each) for each in value] if isinstance(value, list) else str(value)
     return settings

@@ -1,5 +1,6 @@
 """Sizes, mount options and configuration files."""
 
+import math
 from pathlib import Path
 
 import click
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeartsfs.config import mount_options, names, project_id, read_files, size_bytes
+from codeartsfs.config import mount_options, names, project_id, rate, read_files, size_bytes
 
 
 @pytest.mark.parametrize(
@@ -35,11 +36,23 @@ def test_units_are_powers(number: int, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "M", "-1", "1X", "1..5G", "1,5G", "0x10", "many", "1 2", "1e9"]
+    "text",
+    ["", "M", "-1", "1X", "1..5G", "1,5G", "0x10", "many", "1 2", "1e9", "9" * 400, "8388608T"],
 )
 def test_what_is_no_size_is_refused_by_name(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a size such as 512M or 2G"):
         size_bytes(text)
+
+
+@pytest.mark.parametrize(("text", "per_second"), [("0", 0), ("2.5", 2.5), ("inf", math.inf)])
+def test_a_rate_is_any_number_from_0_upwards(text: str, per_second: float) -> None:
+    assert rate(text) == per_second
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "", "fast"])
+def test_what_is_no_rate_is_refused_by_name(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a rate"):
+        rate(text)
 
 
 @pytest.mark.parametrize(
