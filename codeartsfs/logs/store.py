@@ -300,7 +300,8 @@ class LogStore:
 
         Returns:
             An open log of known size in bytes; not final ones are at most ``refresh_s``
-            seconds old. Its bytes may still be landing: reads wait for them.
+            seconds old, or as old as the download that is still bringing them. Its bytes may
+            still be landing: reads wait for them.
 
         Raises:
             NotFound: the API has no such record, stage or level.
@@ -363,6 +364,8 @@ class LogStore:
                     raise flight.failure.with_traceback(None)
         finally:
             opened.close()
+        if entry.rewritten:
+            return await self.refresh(key)  # the name has another log now
         stat = self.peek(key)
         return stat or opened.stat
 

@@ -1151,3 +1151,15 @@ async def test_an_order_costs_nothing_for_a_final_log(world: World, mock_clock: 
         calls = len(world.source.calls)
         assert (await store.refresh(KEY)).final
         assert len(world.source.calls) == calls
+
+
+async def test_refresh_of_a_log_that_was_run_again_tells_of_the_new_one(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.states.run = None
+    world.source.logs[KEY] = LOG
+    async with world.store() as store:
+        await content_of(store)
+        await landed(store)
+        world.source.logs[KEY] = text(12_000, "other")
+        assert (await store.refresh(KEY)).size_bytes == 12_000
