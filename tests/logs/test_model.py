@@ -738,7 +738,7 @@ def count_descriptors() -> int:
 
 TestLogs = Logs.TestCase
 TestLogs.settings = settings(
-    max_examples=scaled(20),
+    max_examples=scaled(60),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
