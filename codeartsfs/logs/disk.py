@@ -12,25 +12,30 @@ by one rename.
 
 Crash safety: bodies have no name until they are complete and on the platter (fsync, link,
 rename, fsync of the directory), so a crash leaves either a whole entry or nothing.
-What cannot be believed on the way out is removed and counts as a miss.
+What cannot be believed on the way out is removed and counts as a miss. Names on their way in
+are locked by their process; those that are not are litter of one that was killed.
 
 Eviction is least recently *opened* first, by file modification time, which an open
 renews. Accounting is a scan, repeated only when enough was written to need one; so
 several mounts may share a cache directory and each sees what the others keep.
+
+Nothing here follows a symbolic link below the cache directory, or waits for a pipe.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import secrets
 import stat
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import trio
@@ -44,13 +49,15 @@ FOOTER_BYTES = 512
 _CHECKED_BYTES = FOOTER_BYTES - 9  # its checksum: a blank and eight digits
 _MAGIC = "codeartsfs-log-1"
 _LOW_WATER = 0.9  # evict down to this share of the limit, so that eviction is rare
+_UNSEEN = 0.05  # share of the limit that may be saved until a scan sees what other mounts saved
 _FREE_SPACE_FLOOR = 0.05  # of the file system, left to others
 _MOST_FREE_BYTES = 1 << 30
 _READ_BYTES = 1 << 20
 _MOST_VERIFIED = 100_000
+_CAUTIOUSLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # somebody may have put a pipe there
 
 
-class CacheDirectoryError(Exception):
+class CacheDirectoryError(OSError):
     """The cache directory cannot be used; the message says why and what to do."""
 
 
@@ -84,6 +91,10 @@ class _Save:
     failure: Exception | None = None
     done: bool = False
 
+    @property
+    def entry_bytes(self) -> int:
+        return self.meta.size_bytes + FOOTER_BYTES
+
 
 def unnamed_file(directory: Path) -> int:
     """Open a new private file without a name in a directory: a crash leaves nothing behind."""
@@ -116,22 +127,16 @@ class DiskTier:
         self.limit_bytes = limit_bytes
         self._root = root / "v1"
         self._tmp = self._root / "tmp"
-        self._tmp_names = count()
         # Used by several threads at once: nothing but single operations of a plain dict.
         self._verified: dict[LogKey, tuple[int, int]] = {}
+        self._accounts = threading.Lock()  # of the three below
         self._used_bytes: int | None = None  # at the last scan, plus what was saved since
+        self._unscanned_bytes = 0  # saved since the last scan
+        self._landing: list[_Save] = []  # what is being saved just now
         self._unsaved: list[_Save] = []
         self._saving = trio.Lock()
-        _claim(root)
-        _claim(self._root)
-        self._root.chmod(0o700)  # ours alone, whatever the umask and whoever made it
-        try:
-            self._make_directories()
-            self._remove_litter()
-        except OSError as error:
-            raise CacheDirectoryError(
-                f"cannot write to the cache directory {root}: {error.strerror}"
-            ) from error
+        self._make_directories()
+        _remove_litter(self._tmp)
 
     @property
     def used_bytes(self) -> int | None:
@@ -205,17 +210,30 @@ class DiskTier:
         return await trio.to_thread.run_sync(self._logs, record)
 
     def _make_directories(self) -> None:
-        for directory in (self._root.parent, self._root, self._tmp):
-            directory.mkdir(mode=0o700, exist_ok=True)
+        _claim(self._root.parent)
+        _claim(self._root, private=True)
+        _claim(self._tmp, private=True)
 
     # Everything below runs in worker threads.
 
     def _path(self, key: LogKey) -> Path:
         return self._root / key.record / key.file_name
 
+    @contextmanager
+    def _directory(self, record: RecordId) -> Iterator[int]:
+        fd = os.open(self._root / record, os.O_RDONLY | os.O_DIRECTORY | _CAUTIOUSLY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _open(self, key: LogKey, access: int = os.O_RDONLY) -> int:
+        with self._directory(key.record) as directory:
+            return os.open(key.file_name, access | _CAUTIOUSLY, dir_fd=directory)
+
     def _load(self, key: LogKey) -> tuple[Body, LogMeta] | None:
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = self._open(key)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -247,7 +265,7 @@ class DiskTier:
 
     def _meta(self, key: LogKey) -> LogMeta | None:
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = self._open(key)
         except OSError:
             return None
         try:
@@ -259,15 +277,15 @@ class DiskTier:
 
     def _save_all(self, saves: Sequence["_Save"]) -> None:
         """Save each that can be saved: first all bytes to the platter, then all names."""
-        flushed: set[Path] = set()
+        flushed: set[RecordId] = set()
 
         def flush_name(save: "_Save") -> None:
-            directory = self._path(save.key).parent
-            if directory not in flushed:
-                _fsync_directory(directory)
-                flushed.add(directory)
+            if save.key.record not in flushed:
+                with self._directory(save.key.record) as directory:
+                    os.fsync(directory)
+                flushed.add(save.key.record)
 
-        for step in (self._write_entry, self._flush_entry, self._name_entry, flush_name):
+        for step in (self._reserve, self._write_entry, self._flush_entry, self._enter, flush_name):
             for save in saves:
                 if save.failure is None:
                     try:
@@ -275,65 +293,109 @@ class DiskTier:
                     except Exception as failure:  # the others are none the worse for it
                         save.failure = failure
         for save in saves:
-            save.done = True
-            if save.failure is None and self._used_bytes is not None:
-                self._used_bytes += save.meta.size_bytes + FOOTER_BYTES
+            self._settle(save)
 
     def _write_entry(self, save: "_Save") -> None:
-        size_bytes = save.meta.size_bytes
-        if not self._tmp.exists():  # somebody emptied the cache directory meanwhile
-            self._make_directories()
-        save.evicted = self._make_room(size_bytes + FOOTER_BYTES, sparing=save.key)
         save.fd = save.body.to_file()
-        os.ftruncate(save.fd, size_bytes)
+        os.ftruncate(save.fd, save.meta.size_bytes)
         _write_footer(save.fd, save.key, save.meta)
 
     def _flush_entry(self, save: "_Save") -> None:
         os.fsync(save.fd)
 
-    def _name_entry(self, save: "_Save") -> None:
-        path = self._path(save.key)
-        tmp = self._tmp / f"{os.getpid()}-{next(self._tmp_names)}"
+    def _enter(self, save: "_Save") -> None:
+        """Give a file its name; for good, once its directory is flushed."""
+        tmp = self._tmp / secrets.token_hex(8)
         try:
             _give_name(save.fd, tmp)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            os.replace(tmp, path)
+            try:
+                self._move_in(tmp, save.key)
+            except FileNotFoundError:  # another mount evicted the last log of the record
+                self._move_in(tmp, save.key)
         except OSError:
             tmp.unlink(missing_ok=True)
             raise
 
+    def _move_in(self, tmp: Path, key: LogKey) -> None:
+        try:
+            (self._root / key.record).mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        else:
+            _fsync_directory(self._root)
+        with self._directory(key.record) as directory:
+            os.replace(tmp, key.file_name, dst_dir_fd=directory)
+
     def _remove(self, key: LogKey) -> None:
+        """Remove an entry for good: what is no longer true must not come back after a crash."""
+        with suppress(OSError):
+            if self._unlink(key):
+                _fsync_directory(self._root / key.record)
+
+    def _unlink(self, key: LogKey) -> bool:
+        """Remove an entry. Return whether it is gone."""
         try:
             self._path(key).unlink(missing_ok=True)
         except OSError as error:
             log.warning("cache: cannot remove %s: %s", key, error)
+            return False
+        return True
 
     def _rewrite_footer(self, key: LogKey, meta: LogMeta) -> None:
-        with open(self._path(key), "r+b") as file:
-            if os.fstat(file.fileno()).st_size == meta.size_bytes + FOOTER_BYTES:
-                _write_footer(file.fileno(), key, meta)
+        fd = self._open(key, os.O_RDWR)
+        try:
+            if os.fstat(fd).st_size == meta.size_bytes + FOOTER_BYTES:
+                _write_footer(fd, key, meta)
+        finally:
+            os.close(fd)
 
     def _records(self) -> tuple[RecordId, ...]:
-        names = (parse_record_id(name) for name in _listdir(self._root))
+        names = (parse_record_id(name) for name in _listdir(self._root, directories=True))
         return tuple(sorted(name for name in names if name is not None))
 
     def _logs(self, record: RecordId) -> tuple[LogKey, ...]:
-        keys = (LogKey.parse(record, name) for name in _listdir(self._root / record))
+        names = _listdir(self._root / record, directories=False)
+        keys = (LogKey.parse(record, name) for name in names)
         return tuple(key for key in keys if key is not None)
 
+    def _reserve(self, save: "_Save") -> None:
+        """Make room for an entry, which counts as used from here on."""
+        if not self._tmp.exists():  # somebody emptied the cache directory meanwhile
+            self._make_directories()
+        with self._accounts:
+            save.evicted = self._evict(save.entry_bytes, sparing=save.key)
+            self._landing.append(save)
+
+    def _settle(self, save: "_Save") -> None:
+        """Count an entry that is there, and nothing of one that is not."""
+        with self._accounts:
+            if save in self._landing:
+                self._landing.remove(save)
+            if save.failure is None:
+                self._unscanned_bytes += save.entry_bytes
+                self._used_bytes = (self._used_bytes or 0) + save.entry_bytes
+        save.done = True
+
     def _make_room(self, wanted_bytes: int, sparing: LogKey) -> frozenset[LogKey]:
+        with self._accounts:
+            return self._evict(wanted_bytes, sparing)
+
+    def _evict(self, wanted_bytes: int, sparing: LogKey) -> frozenset[LogKey]:
         """Evict until ``wanted_bytes`` more fit, least recently opened first."""
         if wanted_bytes > self.limit_bytes:
             raise OSError(errno.EFBIG, "larger than the whole cache (see --cache-size)")
+        wanted_bytes += sum(save.entry_bytes for save in self._landing)
         short_bytes = self._short_bytes()
         if (
             self._used_bytes is not None
             and self._used_bytes + wanted_bytes <= self.limit_bytes
+            and self._unscanned_bytes <= self.limit_bytes * _UNSEEN
             and short_bytes <= 0
         ):
             return frozenset()
-        # The entry that is about to be replaced needs no room beside the new one.
-        others = (entry for entry in self._scan() if entry[2] != sparing)
+        # An entry that is about to be replaced needs no room beside the new one.
+        replaced = {sparing, *(save.key for save in self._landing)}
+        others = (entry for entry in self._scan() if entry[2] not in replaced)
         entries = sorted(others, key=lambda entry: entry[0])
         used_bytes = sum(size for _, size, _ in entries)
         excess = used_bytes + wanted_bytes - self.limit_bytes
@@ -345,7 +407,8 @@ class DiskTier:
         for _, size, key in entries:
             if excess <= 0:
                 break
-            self._path(key).unlink(missing_ok=True)
+            if not self._unlink(key):
+                continue
             self._verified.pop(key, None)
             evicted.add(key)
             used_bytes -= size
@@ -355,7 +418,9 @@ class DiskTier:
                 (self._root / record).rmdir()
             except OSError:
                 continue  # other logs of it are still here
-        self._used_bytes = used_bytes
+        self._used_bytes, self._unscanned_bytes = used_bytes, 0
+        if used_bytes + wanted_bytes > self.limit_bytes:
+            raise OSError(errno.EDQUOT, "nothing more can be evicted (see --cache-size)")
         if evicted:
             log.info("cache: evicted %d logs, %d bytes remain", len(evicted), used_bytes)
         return frozenset(evicted)
@@ -376,17 +441,34 @@ class DiskTier:
                     continue  # another mount evicted it just now
                 yield entry.st_mtime_ns, entry.st_size, key
 
-    def _remove_litter(self) -> None:
-        """Remove names that a killed process left between link and rename."""
-        for tmp in self._tmp.iterdir():
-            pid = tmp.name.partition("-")[0]
-            if not pid.isdigit() or not os.path.exists(f"/proc/{pid}") or int(pid) == os.getpid():
-                tmp.unlink(missing_ok=True)
+
+def _remove_litter(directory: Path) -> None:
+    """Remove names that a killed process left between link and rename."""
+    for tmp in directory.iterdir():
+        with suppress(OSError):  # it harms nobody
+            if not _is_locked(tmp):
+                tmp.unlink()
 
 
-def _listdir(path: Path) -> list[str]:
+def _is_locked(path: Path) -> bool:
     try:
-        return os.listdir(path)
+        fd = os.open(path, os.O_RDONLY | _CAUTIOUSLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno == errno.EWOULDBLOCK
+    finally:
+        os.close(fd)
+    return False
+
+
+def _listdir(path: Path, *, directories: bool) -> list[str]:
+    """Return the names of what is a directory, or of what is none."""
+    try:
+        with os.scandir(path) as entries:
+            return [e.name for e in entries if e.is_dir(follow_symlinks=False) == directories]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -394,8 +476,12 @@ def _listdir(path: Path) -> list[str]:
         return []
 
 
-def _claim(root: Path) -> None:
-    """Create a directory 0700, or make sure that it is ours; its mode is for its owner to say."""
+def _claim(root: Path, *, private: bool = False) -> None:
+    """Create a directory 0700, or make sure that it is ours.
+
+    Its mode is for its owner to say, unless it shall be ``private`` whatever the umask and
+    whoever made it.
+    """
     try:
         if not root.is_dir():
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -412,6 +498,13 @@ def _claim(root: Path) -> None:
             f"the cache directory {root} belongs to uid {status.st_uid}, not to uid"
             f" {os.geteuid()}: choose another with --cache-dir"
         )
+    if private and stat.S_IMODE(status.st_mode) != 0o700:
+        try:
+            root.chmod(0o700)
+        except OSError as error:
+            raise CacheDirectoryError(
+                f"cannot make the cache directory {root} private: {error.strerror}"
+            ) from error
 
 
 def _write_footer(fd: int, key: LogKey, meta: LogMeta) -> None:
@@ -473,15 +566,23 @@ def _checksum(footer: bytes) -> bytes:
 def _give_name(fd: int, path: Path) -> None:
     """Give a name to an unnamed file that is on the platter."""
     try:
+        _lock(fd)
         # The dir_fd is ignored beside an absolute path, but makes Python call linkat(2), the
         # one call that follows the link in /proc to a file without a name.
         os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
     except FileNotFoundError:  # a file system without O_TMPFILE: copy
         with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as copy:
+            _lock(copy.fileno())
             size_bytes, offset = os.fstat(fd).st_size, 0
             while offset < size_bytes:
                 offset += os.sendfile(copy.fileno(), fd, offset, size_bytes - offset)
             os.fsync(copy.fileno())
+
+
+def _lock(fd: int) -> None:
+    """Say that a file is in use, until its process closes it or is killed."""
+    with suppress(OSError):  # a file system that has no locks
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _fsync_directory(path: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from codeartsfs.logs import disk as disk_module
 from codeartsfs.logs.body import Body
@@ -220,6 +221,40 @@ async def test_symlink_or_directory_in_the_place_of_an_entry_is_a_miss(
     assert len(caplog.records) == 2
 
 
+async def test_a_pipe_in_the_place_of_an_entry_is_a_miss_that_makes_nobody_wait(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    os.mkfifo(entry_of(cache, key(2)))
+    with trio.fail_after(5):
+        assert await tier.meta(key(2)) is None
+        assert await content_of(tier, key(2)) is None
+    await save(tier, key(2), LOG)
+    assert await content_of(tier, key(2)) == LOG
+    assert "damaged" in caplog.text
+
+
+async def test_a_link_in_the_place_of_a_record_is_not_followed(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = DiskTier(cache, 15_000)
+    await save(tier, KEY, LOG)
+    elsewhere = tmp_path / "elsewhere"
+    (cache / "v1" / RECORD).rename(elsewhere)
+    (cache / "v1" / RECORD).symlink_to(elsewhere)
+    before = (elsewhere / KEY.file_name).read_bytes()
+    assert await tier.records() == ()
+    assert await content_of(tier) is None
+    with pytest.raises(OSError, match="Not a directory"):
+        await save(tier, KEY, LOG + b"more\n")
+    with pytest.raises(OSError, match="Not a directory"):
+        await tier.touch(KEY, meta_of(LOG, final=False))
+    other = LogKey(RecordId("a" * 36), Stage("stage1"), LogLevel.INFO)
+    await save(tier, other, LOG)  # which needs all the room there is
+    assert (elsewhere / KEY.file_name).read_bytes() == before
+
+
 async def test_foreign_names_are_no_records_and_no_logs(cache: Path) -> None:
     tier = DiskTier(cache, LIMIT)
     await save(tier, KEY, LOG)
@@ -228,8 +263,7 @@ async def test_foreign_names_are_no_records_and_no_logs(cache: Path) -> None:
     (cache / "v1" / RECORD / "notes.txt").write_text("")
     assert await tier.logs(RECORD) == (KEY,)
     assert await tier.logs(RecordId("f" * 36)) == ()
-    assert RECORD in await tier.records()
-    assert "README" not in await tier.records()
+    assert await tier.records() == (RECORD,)
 
 
 # Room.
@@ -273,6 +307,58 @@ async def test_replacing_a_log_evicts_no_other_that_fits_beside_it(cache: Path) 
     assert await save(tier, key(1), text(22_000)) == frozenset()
     assert len(await tier.logs(RECORD)) == 2
     assert tier.used_bytes == 22_000 + 10_000 + 2 * FOOTER_BYTES
+
+
+async def test_logs_saved_at_the_same_moment_keep_the_limit_together(cache: Path) -> None:
+    limit = 100_000
+    tier = DiskTier(cache, limit)
+    for n in range(1, 10):
+        await save(tier, key(n), LOG)
+    async with trio.open_nursery() as nursery:
+        for n in range(10, 18):
+            nursery.start_soon(save, tier, key(n), LOG)
+    sizes = {n: path.stat().st_size for n, path in enumerate((cache / "v1" / RECORD).iterdir())}
+    assert sum(sizes.values()) <= limit
+    assert sum(sizes.values()) == tier.used_bytes
+
+
+async def test_mounts_that_share_a_directory_keep_its_limit_together(cache: Path) -> None:
+    limit = 1_000_000
+    tiers = [DiskTier(cache, limit) for _ in range(3)]
+    most_bytes = 0
+    for n in range(1, 301):
+        await save(tiers[n % 3], key(n), LOG)
+        logs = (cache / "v1" / RECORD).iterdir()
+        most_bytes = max(most_bytes, sum(path.stat().st_size for path in logs))
+    assert 0.8 * limit < most_bytes < 1.2 * limit
+
+
+async def test_what_cannot_be_evicted_is_passed_over(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = DiskTier(cache, 25_000)
+    await save(tier, key(1), LOG)
+    (cache / "v1" / RECORD / key(2).file_name).mkdir()
+    age(cache, key(2), 1000)
+    await save(tier, key(3), LOG)
+    assert await save(tier, key(4), LOG) == {key(1)}
+    assert await content_of(tier, key(4)) == LOG
+
+
+async def test_a_record_whose_directory_another_mount_removes_just_now_is_made_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    replace = os.replace
+
+    def late(source: Path, target: str, *, dst_dir_fd: int) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        (cache / "v1" / RECORD).rmdir()
+        replace(source, target, dst_dir_fd=dst_dir_fd)
+
+    monkeypatch.setattr(os, "replace", late)
+    await save(tier, KEY, LOG)
+    assert await content_of(tier) == LOG
 
 
 async def test_emptied_record_leaves_no_directory(cache: Path) -> None:
@@ -350,21 +436,65 @@ def test_file_or_link_in_its_place_is_refused(cache: Path, tmp_path: Path) -> No
         DiskTier(link, LIMIT)
 
 
-def pid_of_the_dead() -> int:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
+HOLDER = """
+import fcntl, sys, time
+file = open(sys.argv[1], "wb")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(60)
+"""
 
 
-async def test_only_litter_of_the_dead_is_removed(cache: Path) -> None:
-    await save(DiskTier(cache, LIMIT), KEY, LOG)
+def test_only_litter_of_the_dead_is_removed(cache: Path, tmp_path: Path) -> None:
+    DiskTier(cache, LIMIT)
     tmp = cache / "v1" / "tmp"
-    (tmp / f"{pid_of_the_dead()}-0").write_bytes(LOG)
-    (tmp / "tmpabcdef").write_bytes(LOG)
-    (tmp / f"{os.getppid()}-7").write_bytes(LOG)
+    (tmp / "a log of one that was killed").write_bytes(LOG)
+    (tmp / "link").symlink_to(tmp_path)
+    os.mkfifo(tmp / "pipe")
+    (tmp / "directory").mkdir()
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, tmp / "live"], stdout=subprocess.PIPE)
+    with other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        DiskTier(cache, LIMIT)
+        assert sorted(os.listdir(tmp)) == ["directory", "live"]
+        other.kill()
+    DiskTier(cache, LIMIT)
+    assert os.listdir(tmp) == ["directory"]
+
+
+def test_a_link_in_place_of_the_directory_for_what_comes_in_is_refused(
+    cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a file").touch()
+    (cache / "v1").mkdir(parents=True)
+    (cache / "v1" / "tmp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheDirectoryError, match="is not a directory"):
+        DiskTier(cache, LIMIT)
+    assert (tmp_path / "elsewhere" / "a file").exists()
+
+
+async def test_a_cache_directory_that_is_gone_is_made_again_by_the_next_download(
+    cache: Path,
+) -> None:
     tier = DiskTier(cache, LIMIT)
-    assert os.listdir(tmp) == [f"{os.getppid()}-7"]
+    await save(tier, KEY, LOG)
+    shutil.rmtree(cache)
+    assert await content_of(tier) is None
+    await save(tier, KEY, LOG)
     assert await content_of(tier) == LOG
+    assert {mode & 0o077 for mode in modes_below(cache).values()} == {0}
+
+
+@needs_root
+def test_a_directory_that_somebody_else_made_meanwhile_is_not_used(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    shutil.rmtree(cache)
+    cache.mkdir()
+    os.chown(cache, 12345, 12345)
+    with pytest.raises(CacheDirectoryError, match="belongs to uid 12345"):
+        tier.new_file()
 
 
 # On the platter.
@@ -413,7 +543,10 @@ def test_bytes_are_on_the_platter_before_they_have_a_name(cache: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", RECORDER, cache], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split("\n")[:-1] == ["fsync file", "link", "replace", "fsync directory"]
+    assert done.stdout.split("\n")[:-1] == [
+        *["fsync file", "link"],
+        *["fsync directory", "replace", "fsync directory"],  # the record's is new
+    ]
 
 
 async def test_save_that_fails_leaves_no_trace(cache: Path) -> None:
