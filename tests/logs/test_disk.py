@@ -515,40 +515,6 @@ async def test_file_system_without_nameless_files_gets_a_copy(cache: Path) -> No
     assert os.listdir(cache / "v1" / "tmp") == []
 
 
-RECORDER = """
-import os, sys, trio
-from pathlib import Path
-from codeartsfs.logs.disk import DiskTier
-from tests.logs.fakes import KEY, text
-from tests.logs.test_disk import save
-
-def record(name):
-    call = getattr(os, name)
-    def recorded(*args, **kwargs):
-        what = ""
-        if name == "fsync":
-            what = " directory" if os.path.isdir(f"/proc/self/fd/{args[0]}") else " file"
-        print(name + what)
-        return call(*args, **kwargs)
-    setattr(os, name, recorded)
-
-tier = DiskTier(Path(sys.argv[1]), 1 << 30)
-for name in ("fsync", "link", "replace"):
-    record(name)
-trio.run(save, tier, KEY, text(10_000))
-"""
-
-
-def test_bytes_are_on_the_platter_before_they_have_a_name(cache: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", RECORDER, cache], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split("\n")[:-1] == [
-        *["fsync file", "link"],
-        *["fsync directory", "replace", "fsync directory"],  # the record's is new
-    ]
-
-
 async def test_save_that_fails_leaves_no_trace(cache: Path) -> None:
     tier = DiskTier(cache, LIMIT)
     (cache / "v1" / RECORD).write_text("in the way")
