@@ -265,13 +265,14 @@ class Rig:
         at: str = "mnt",
         cache: str | None = "cache",
         credentials: Mapping[str, str] | None = None,
+        program: Sequence[str] = COMMAND,
     ) -> Mounted:
         """Mount and return once the mount answers; the cache outlives it."""
         path = self.folder / at
         if not is_mounted(path):  # a dead mount is the new one's to clear away
             path.mkdir(exist_ok=True)
         log = self.folder / f"mount{len(self.mounts)}.log"
-        command = [*COMMAND, "mount", os.fspath(path)]
+        command = [*program, "mount", os.fspath(path)]
         command += ["--endpoint", emulator.url, "--log-level", "info"]
         command += ["--cache-dir", os.fspath(self.folder / cache) if cache else "none"]
         command += ["--max-requests-per-second", "0", *options]
