@@ -212,7 +212,7 @@ class _Emulator:
                 await trio.sleep(faults.delay)
                 body = await request.body()
                 if kind in BUILD_CALLS:
-                    self._iam.admit(_as_signed(request, body))
+                    self._iam.admit(_as_signed(request, body), ahead_s=faults.clock_ahead)
                 self._strike(kind, faults)
                 if self._plan.take(kind, "fail_envelope"):
                     return self._json(kind, faults, _FAIL_ENVELOPE)

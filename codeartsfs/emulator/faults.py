@@ -105,6 +105,9 @@ class Faults:
     expire_token: bool = _switch(
         False, _flag, BUILD_CALLS, "tokens known by now are refused with 401 APIGW.0307"
     )
+    clock_ahead: float = _switch(
+        0.0, _seconds, BUILD_CALLS, "seconds the clock that judges signatures is ahead"
+    )
 
     no_stages: bool = _switch(
         False, _flag, frozenset({"full_stages"}), "full-stages is not published: 404 APIGW.0101"

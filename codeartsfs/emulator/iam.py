@@ -93,8 +93,13 @@ class Iam:
         """Refuse every token known by now, until told otherwise; later ones are good."""
         self._stale = frozenset(self._tokens) if expire else frozenset()
 
-    def admit(self, request: SignedRequest, needs_project: bool = True) -> None:
+    def admit(
+        self, request: SignedRequest, needs_project: bool = True, *, ahead_s: float = 0
+    ) -> None:
         """Let a request pass.
+
+        Args:
+            ahead_s: how far our clock is ahead of the caller's.
 
         Raises:
             Unauthorized: neither a good token nor a good signature.
@@ -104,7 +109,7 @@ class Iam:
             if token is not None:
                 self._admit_token(token.decode("latin-1"), needs_project)
             elif request.header("authorization") is not None:
-                self._admit_signature(request)
+                self._admit_signature(request, ahead_s)
             else:
                 raise Unauthorized("APIGW.0301", "Incorrect IAM authentication information")
         except SignatureRefused as refused:
@@ -125,8 +130,8 @@ class Iam:
                 "APIGW.0301", "Incorrect IAM authentication information: no project in token"
             )
 
-    def _admit_signature(self, request: SignedRequest) -> None:
-        access_key = verify(request, self._secret_of, self._clock())
+    def _admit_signature(self, request: SignedRequest, ahead_s: float) -> None:
+        access_key = verify(request, self._secret_of, self._clock() + ahead_s)
         key = self._temporary.get(access_key)
         if key is None:
             return

@@ -60,6 +60,19 @@ def signed_headers(
     return headers
 
 
+async def test_the_clock_that_judges_signatures_can_be_wrong(recordings: Path) -> None:
+    async with open_emulator(recordings, faults=["clock-ahead=1000"]) as url:
+        host = url.removeprefix("http://")
+        target = f"/v1/record/{FAILED}/full-stages"
+        headers = signed_headers(target, host, ACCOUNTS.access_key, ACCOUNTS.secret_key)
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            refused = await client.get(target, headers=headers)
+            assert refused.status_code == 401
+            assert "expired" in refused.json()["error_msg"]
+            await client.post("/_emulator/faults", json=[])
+            assert (await client.get(target, headers=headers)).status_code == 200
+
+
 @pytest.mark.parametrize("identity", [BY_PASSWORD, BY_KEY], ids=["password", "hw_ak_sk"])
 @pytest.mark.parametrize("scope", [IN_REGION, {"project": {"id": ACCOUNTS.project_id}}])
 async def test_a_token_comes_in_a_header_and_opens_the_api(
