@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import count
 
+import cachetools
 import pyfuse3
+import trio
 
 from codeartsfs.builds.catalog import RecordTimes
-from codeartsfs.errors import CrawlerRefused, LogRewritten
+from codeartsfs.errors import CodeArtsError, CrawlerRefused, LogRewritten
 from codeartsfs.fs import callers
 from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.inodes import InodeTable
@@ -46,6 +48,8 @@ _BLOCK_BYTES = 4096
 _LONG_S = 3600.0  # for what cannot change
 _NEGATIVE_S = 60.0  # for names that can never exist
 _NAME_S = 60.0
+_FAILED_READS = 1000
+_SAME_READ_S = 1.0  # what the kernel asks so soon after a failure belongs to what failed
 _OUR_ATTRIBUTES = b"user."
 # Not listed: reading it is an order. What is mounted read-only takes no other.
 REFRESH_ATTRIBUTE = b"user.codearts.refresh"
@@ -64,6 +68,13 @@ class _LogHandle:
     log: OpenLog
     inode: pyfuse3.InodeT
     pid: int  # who opened it; read requests do not tell
+    opened_at: float  # trio's clock
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedRead:
+    failure: Exception
+    at: float  # trio's clock
 
 
 @dataclass(slots=True)
@@ -107,6 +118,9 @@ class Operations(pyfuse3.Operations):
         self._refresh_s = refresh_s
         self._handles: dict[int, _LogHandle | _TextHandle | _DirHandle] = {}
         self._next_handle = count(1)
+        self._failed_reads: cachetools.TTLCache[pyfuse3.InodeT, _FailedRead] = cachetools.TTLCache(
+            _FAILED_READS, _SAME_READ_S, timer=trio.current_time
+        )
         self._uid, self._gid = os.getuid(), os.getgid()
         self._mounted_ns = time.time_ns()
         self.reads = self.opens = 0
@@ -273,7 +287,7 @@ class Operations(pyfuse3.Operations):
             raise
         process = callers.process_of(ctx.pid)
         self._prefetcher.opened(node.key, process)
-        fh = self._handle(_LogHandle(opened, inode, process))
+        fh = self._handle(_LogHandle(opened, inode, process, trio.current_time()))
         # The kernel fills the last page of a file up with zeros, and when it hears of growth it
         # shows them for a moment before it drops that page. So what runs stays out of its cache.
         known = opened.stat
@@ -314,10 +328,27 @@ class Operations(pyfuse3.Operations):
             return handle.text[off : off + size]
         assert isinstance(handle, _LogHandle)
         self.reads += 1
-        with self._callers.waiting(handle.pid):
-            content = await handle.log.read(off, size)
+        self._fail_with_others(handle, off, size)
+        try:
+            with self._callers.waiting(handle.pid):
+                content = await handle.log.read(off, size)
+        except (CodeArtsError, callers.DeadlineExceeded) as failure:
+            self._failed_reads[handle.inode] = _FailedRead(failure, trio.current_time())
+            raise
         self._announce(handle.inode, off + len(content))
         return content
+
+    def _fail_with_others(self, handle: _LogHandle, offset: int, size: int) -> None:
+        """Raise at once what a read has just failed with, if this one has waited as long.
+
+        (rule 16) What the kernel could not read ahead it asks for again, page by page, and who
+        else reads the same page is in its queue. Each waiting, or trying, anew would add up.
+        """
+        failed = self._failed_reads.get(handle.inode)
+        if failed is None or handle.log.landed(offset, size):
+            return
+        if handle.opened_at < failed.at:
+            raise failed.failure.with_traceback(None)
 
     def _announce(self, inode: pyfuse3.InodeT, end: int) -> None:
         """Let nobody be given bytes of a growing log behind the size that stat shows of it.

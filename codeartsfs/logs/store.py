@@ -230,6 +230,13 @@ class OpenLog:
     def stat(self) -> LogStat:
         return self._store._stat_of(self._log)
 
+    def landed(self, offset: int, size: int) -> bool:
+        """Whether all announced bytes of a range are here."""
+        body = self._log.body
+        return (
+            not isinstance(body, Body) or self._log.complete or (offset + size <= body.landed_bytes)
+        )
+
     async def read(self, offset: int, size: int) -> bytes:
         """Return exactly the bytes of a range, shorter only at the end of the log.
 

@@ -164,6 +164,31 @@ def test_a_body_that_always_breaks_off_is_an_error_never_an_end(rig: Rig, record
     assert outcome.err == failure("cat", mounted / LOG, errno.EIO)
 
 
+def test_a_read_that_fails_is_tried_for_once_however_often_the_kernel_asks(
+    rig: Rig, recordings: Path
+) -> None:
+    # It asks again for every page that it could not read ahead, and for every other reader.
+    emulator = rig.emulator(recordings, "task_log:cut,range=off")
+    mounted = rig.mount(emulator)
+    mounted.expect_logged("WARNING codeartsfs.fs.reply: read: EIO: ")
+    readers = [rig.start("cat", mounted / LOG) for _ in range(4)]
+    assert [rig.finish(reader).code for reader in readers] == [1] * 4
+    assert emulator.calls() < 10  # five without progress are one try; there were seven of them
+
+
+def test_a_read_that_times_out_waits_for_the_deadline_once(rig: Rig, recordings: Path) -> None:
+    emulator = rig.emulator(recordings, "task_log:stall")
+    mounted = rig.mount(emulator, "--deadline", "2")
+    mounted.expect_logged("WARNING codeartsfs.fs.reply: read: ETIMEDOUT: ")
+    began = time.monotonic()
+    readers = [rig.start("cat", mounted / LOG) for _ in range(4)]
+    outcomes = [rig.finish(reader) for reader in readers]
+    # Seconds are the point: it was as many deadlines as there were readers, and two more.
+    assert time.monotonic() - began < 6
+    for outcome in outcomes:
+        assert outcome.err == failure("cat", mounted / LOG, errno.ETIMEDOUT)
+
+
 @pytest.mark.parametrize(
     ("fault", "number"),
     [
