@@ -22,6 +22,7 @@ from codeartsfs.names import LogKey, RecordId
 __all__ = ["ABSENCE_TTL_S", "BuildSource", "Catalog", "RecordTimes"]
 
 TTL_S = 5.0
+_STATE_PATIENCE_S = 5.0  # a log is read without its state where that takes longer
 _NOT_OFFERED_TTL_S = 300.0  # by the gateway, for all records
 _UNTOLD_S = {CallUnavailable: _NOT_OFFERED_TTL_S, Forbidden: 30.0}
 _SETTLING_NS = 600 * 10**9  # after its last stage finished, a record may still get another one
@@ -275,7 +276,7 @@ class Catalog:
         if run is not None and run.final:
             return run
         try:
-            await self.stages(key.record)
+            await self.stages(key.record, patience_s=_STATE_PATIENCE_S)
         except BuildNotFound:
             return None  # the log itself knows better
         except AccessDenied:

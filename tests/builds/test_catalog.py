@@ -110,6 +110,20 @@ async def test_a_question_goes_on_when_its_asker_leaves(
     assert len(source.calls) == 1
 
 
+async def test_a_log_waits_five_seconds_for_its_state(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    source = FakeBuilds(RUNNING)
+    source.go = trio.Event()
+    catalog = Catalog(source, nursery)
+    with pytest.raises(ApiUnavailable):
+        await catalog.stage(KEY)
+    assert trio.current_time() == pytest.approx(5)
+    source.go.set()
+    assert await catalog.stage(KEY) == RUNNING
+    assert len(source.calls) == 1  # it was under way all the time
+
+
 async def test_patience_counts_from_the_question(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
