@@ -203,6 +203,8 @@ class Prefetcher:
             await self._store.fetch(key, _LARGEST_BYTES)
         except (CodeArtsError, OSError) as failure:  # no room, for one
             log.info("%s was not fetched ahead: %s", key, failure)
+        except Exception:  # a mistake of ours: nobody waits for it, and the mount goes on
+            log.exception("%s was not fetched ahead", key)
         finally:
             self._let_go(key)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +84,7 @@ class FakeSource:
         breaks_at: fails before the byte at this offset.
         stalls_at: waits at this offset until ``go`` is set.
         failure: raised at the start of every call.
+        fails: raised at the start of calls for some logs.
         whole: says that all of it had to come again.
     """
 
@@ -94,6 +95,7 @@ class FakeSource:
     breaks_at: int | None = None
     stalls_at: int | None = None
     failure: Exception | None = None
+    fails: dict[LogKey, Exception] = field(default_factory=dict)
     whole: bool = False
     go: trio.Event = field(default_factory=trio.Event)
     calls: list[Call] = field(default_factory=list)
@@ -117,14 +119,19 @@ class FakeSource:
         self.most_flying = max(self.most_flying, self.flying)
         try:
             await trio.lowlevel.checkpoint()
-            if self.failure is not None:
-                raise self.failure
+            failure = self.failure or self.fails.get(key)
+            if failure is not None:
+                raise failure
             if key not in self.logs:
                 raise LogNotFound(key, "it is not there")
             content = self.logs[key]
             if after is not None and not _continues(content, after):
                 raise LogRewritten(key)
-            yield _Answer(self, content, start)
+            answer = _Answer(self, content, start)
+            try:
+                yield answer
+            finally:
+                await answer.pieces.aclose()
         finally:
             self.flying -= 1
 
@@ -138,8 +145,12 @@ class _Answer:
         self._start = start
         self.size_bytes = len(content) if source.size_known else None
         self.whole = source.whole and start > 0
+        self.pieces = self._pieces()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self.pieces
+
+    async def _pieces(self) -> AsyncGenerator[bytes, None]:
         source, offset = self._source, self._start
         while True:
             if offset == source.stalls_at:

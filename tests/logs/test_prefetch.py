@@ -273,3 +273,15 @@ async def test_a_failure_ahead_is_nobodys(world: World, mock_clock: MockClock) -
         del world.source.logs[log(0, 3)]
         await all_of_them.read(log(0, 1), log(0, 2))
         assert log(0, 4) in all_of_them.fetched
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), ValueError("a mistake")])
+async def test_what_goes_wrong_ahead_of_a_walk_ends_nothing(
+    world: World, mock_clock: MockClock, failure: Exception
+) -> None:
+    async with walkers(world) as all_of_them:
+        await all_of_them.read(log(0, 1))
+        world.source.fails = {log(0, 3): failure}
+        await all_of_them.read(log(0, 2))
+        world.source.fails = {}
+        await all_of_them.read(log(0, 3), log(0, 4))
