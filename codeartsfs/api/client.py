@@ -490,6 +490,8 @@ class ApiClient:
                 if isinstance(failure, TemporaryFailure):
                     failure.no_answer = True
                 raise failure from None
+            except UnicodeError:  # httpx reads Location whether or not it is to follow it
+                raise BadAnswer(f"{what}: redirected to what is no host name") from None
             if response.status_code < 500 and response.status_code != 401:
                 self._health.answered()
             # From here on silence means a stall. httpcore looks this up as the body begins.
@@ -506,7 +508,8 @@ class ApiClient:
     def _redirect_target(self, response: httpx.Response, url: httpx.URL) -> httpx.URL:
         try:
             target = url.join(response.headers["Location"])
-        except httpx.InvalidURL:
+            target.host.encode("idna")  # as the resolver will
+        except (httpx.InvalidURL, UnicodeError):
             raise BadAnswer(self._told(response, "redirected to what is no URL")) from None
         in_the_clear = target.scheme == "http" and (
             url.scheme == "https" or not is_loopback(target.host)

@@ -56,7 +56,8 @@ def check_endpoint(text: str) -> str:
     """
     try:
         url = httpx.URL(text)
-    except (httpx.InvalidURL, TypeError):
+        url.host.encode("idna")  # as the resolver will
+    except (httpx.InvalidURL, TypeError, UnicodeError):
         raise EndpointError("the endpoint is not a URL") from None
     if url.userinfo:
         raise EndpointError("the endpoint must not hold a user name or password")

@@ -579,9 +579,12 @@ async def test_credentials_dropped_on_the_way_stay_dropped() -> None:
         "http://127.0.0.1/x",
         "ftp://example.com/x",
         "file:///etc/passwd",
+        "https://two..dots/x",
+        "https://xn--.example.com/x",
+        f"https://{'a' * 64}.example.com/x",
     ],
 )
-async def test_a_redirect_away_from_https_is_refused(location: str) -> None:
+async def test_a_redirect_away_from_https_or_to_no_host_is_refused(location: str) -> None:
     network = Network(redirect(location))
     async with client_on(network) as client:
         with pytest.raises(BadAnswer, match="redirected to"):
@@ -622,6 +625,8 @@ async def test_no_cookie_is_ever_sent() -> None:
         pytest.param("https://user:hush@build.example.com", id="with a password"),
         "https://build.example.com/?x=hush",
         "https://[::1",
+        "https://two..dots",
+        "https://xn--.example.com",
         "",
     ],
 )
