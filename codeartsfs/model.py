@@ -113,8 +113,10 @@ class LogPrefix:
 
     ``sha256`` is the running hash of these bytes. With their last bytes in ``tail`` it is
     enough to compare those; without, the whole beginning is fetched and compared again.
+    Where more is ``promised``, readers wait for it and get every byte as it comes.
     """
 
     size_bytes: int
     sha256: "hashlib._Hash"
     tail: bytes = b""
+    promised: bool = False

@@ -16,6 +16,7 @@ import trio
 
 from codeartsfs.api.pace import Pace, Permit, TemporaryFailure
 from codeartsfs.api.pages import LogAccess, LogPages
+from codeartsfs.api.transport import SurplusBytes
 from codeartsfs.api.wire import ApiMessage, api_error_in
 from codeartsfs.errors import (
     AccessDenied,
@@ -42,7 +43,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 
 def trouble(error: httpx.HTTPError, what: str) -> Exception:
     """Return what an exception of httpx means: worth another try, or not."""
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | SurplusBytes):
         return BadAnswer(f"{what}: {error}")
     cause: BaseException | None = error
     while cause is not None:
@@ -225,6 +226,7 @@ class LogBody:
         self._pages = pages if after is not None and after.tail else None
         # Until the server shows that it does not honour them.
         self._ranges = after is None or (bool(after.tail) and access.ranges is not False)
+        self._promised = after is not None and after.promised
         self._etag = ""
         self._peeked = b""
         self._may_be_envelope = False
@@ -348,9 +350,11 @@ class LogBody:
             return False  # a server may well dislike the range; the whole log will tell
         chunks = self._adopt(response)
         if response.status_code == 200:
-            self._access.ranges = False
             self.whole = True
             await self._skip(chunks, offset, response)
+            # It is the log, not an error in disguise. What was honoured once is not given up.
+            if self._access.ranges is None and chunks.identity:
+                self._access.ranges = False
             return True
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         if (
@@ -402,6 +406,9 @@ class LogBody:
 
     async def _skip(self, chunks: Chunks, offset: int, response: httpx.Response) -> None:
         """Pass over what was delivered already, while making sure that it is still the same."""
+        if (self._promised or self.size_bytes is not None) and not chunks.identity:
+            # Whether it was packed properly shows at its end, which is too late for readers.
+            raise TemporaryFailure(f"log {self._key} goes on compressed")
         length = _length_of(response, chunks)
         self._may_be_envelope = length is None or length <= ENVELOPE_LIMIT_BYTES
         # Where the length is unknown, nobody learns more from waiting for the first byte here.

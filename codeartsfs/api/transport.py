@@ -24,6 +24,14 @@ Origin = tuple[str, str, int]
 """Scheme, host and port."""
 
 
+class SurplusBytes(httpx.RemoteProtocolError):
+    """A body goes on behind its Content-Length, which is therefore not that of the body.
+
+    What counts characters, not bytes, announces too little, and what was announced would be taken
+    for all there is. Only what has arrived with the last of it can be noticed.
+    """
+
+
 class DirectTransport(httpx.AsyncBaseTransport):
     """Connections to servers, without proxies between."""
 
@@ -130,9 +138,9 @@ class _Connection:
     def give_back(self) -> None:
         self._transport._give_back(self)
 
-    async def receive(self, request: httpx.Request, most_bytes: int = _READ_BYTES) -> bytes:
+    async def receive(self, request: httpx.Request) -> bytes:
         with _within(_timeout_s(request, "read"), httpx.ReadTimeout, httpx.ReadError):
-            return bytes(await self._stream.receive_some(most_bytes))
+            return bytes(await self._stream.receive_some(_READ_BYTES))
 
     async def exchange(self, request: httpx.Request) -> httpx.Response:
         wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
@@ -231,14 +239,14 @@ class _Body(httpx.AsyncByteStream, AsyncIterator[bytes]):
             return b""
         chunk, self._begin = self._begin, b""
         if not chunk:
-            chunk = await self._connection.receive(self._request, min(left, _READ_BYTES))
+            chunk = await self._connection.receive(self._request)
         if not chunk:
             raise httpx.RemoteProtocolError(
                 "the connection was closed before the end of the body"
                 f" ({self._came} of {self._length} bytes came)"
             )
-        if len(chunk) > left:  # who sends more than announced cannot be believed a second time
-            chunk, self._keep = chunk[:left], False
+        if len(chunk) > left:
+            raise SurplusBytes("more bytes than the Content-Length says")
         self._came += len(chunk)
         if self._came == self._length:
             self._end()  # before it is asked for, so that nobody has to

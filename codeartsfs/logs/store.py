@@ -733,7 +733,8 @@ class LogStore:
             # The last look at a log compares all of it; before that its end is enough.
             last = over and entry.complete
             tail = b"" if last else await body.tail(_TAIL_BYTES)
-            prefix = LogPrefix(body.landed_bytes, body.sha256, tail)
+            promised = (body.size_bytes or 0) > body.landed_bytes
+            prefix = LogPrefix(body.landed_bytes, body.sha256, tail, promised)
 
         async def delivered(size_bytes: int) -> "hashlib._Hash":
             assert isinstance(entry.body, Body)

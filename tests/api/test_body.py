@@ -5,6 +5,7 @@ import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -491,6 +492,46 @@ async def test_a_web_page_is_no_log(content_type: str) -> None:
         await fetch(whole(b"<html>login</html>", Content_Type=content_type))
 
 
+# --- wrongly measured -------------------------------------------------------------------------
+
+
+def understated(body: bytes, length: int, **headers: object) -> Script:
+    """Send a body and call it shorter than it is."""
+
+    async def script(asked: Asked) -> None:
+        await asked.head(Content_Length=length, **headers)
+        await asked.send(body)
+
+    return script
+
+
+@pytest.mark.parametrize("length", [1, 3000, len(LOG) - 1])
+async def test_a_log_longer_than_its_content_length_is_no_shorter_log(length: int) -> None:
+    # What counts characters instead of bytes announces too little.
+    got: list[bytes] = []
+
+    async def read(client: ApiClient) -> None:
+        async with client.task_log(KEY) as body:
+            async for chunk in body:
+                got.append(chunk)
+
+    async with scripted(understated(LOG, length)) as server, client_of(server) as client:
+        with pytest.raises(BadAnswer, match="more bytes than the Content-Length says"):
+            await read(client)
+    # Who has all that was announced takes it for the end.
+    assert sum(map(len, got)) < length
+
+
+async def test_surplus_bytes_of_one_answer_do_not_begin_the_next() -> None:
+    async with scripted(understated(LOG, 3000), whole(LOG)) as server, client_of(server) as client:
+        with pytest.raises(BadAnswer):
+            async with client.task_log(KEY) as body:
+                await read_all(body)
+        async with client.task_log(KEY) as body:
+            assert await read_all(body) == LOG
+    assert client.statistics.retries == 0
+
+
 # --- after what is here already ---------------------------------------------------------------
 
 
@@ -499,6 +540,33 @@ def prefix(size_bytes: int, tail_bytes: int = 4096) -> LogPrefix:
     return LogPrefix(
         size_bytes, hashlib.sha256(begins), begins[-tail_bytes:] if tail_bytes else b""
     )
+
+
+async def test_what_readers_wait_for_does_not_come_compressed() -> None:
+    # That it was packed wrongly would show at its end, after they have read it.
+    packed = gzip.compress(LOG)
+    data, server = await fetch(
+        cut(LOG, 50_000), whole(packed, Content_Encoding="gzip"), ranged(LOG)
+    )
+    assert data == LOG
+    promised = replace(prefix(50_000), promised=True)
+    data, server = await fetch_after(promised, whole(packed, Content_Encoding="gzip"), ranged(LOG))
+    assert data == LOG[50_000:]
+    assert len(server.asked) == 2
+
+
+async def test_an_error_in_answer_to_a_range_says_nothing_of_ranges() -> None:
+    error = b'{"status":"fail","error":{"code":"CB.00060101","reason":"x"},"result":null}'
+    async with (
+        scripted(whole(error, Content_Type="application/json"), ranged(LOG)) as server,
+        client_of(server) as client,
+    ):
+        async with client.task_log(KEY, prefix(50_000)) as body:
+            assert await read_all(body) == LOG[50_000:]
+        assert client.honours_ranges
+        async with client.task_log(KEY, prefix(50_000)) as body:
+            assert await read_all(body) == LOG[50_000:]
+    assert server.ranges[-1] is not None
 
 
 async def fetch_after(after: LogPrefix, *scripts: Script) -> tuple[bytes, ScriptedServer]:

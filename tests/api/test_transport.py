@@ -8,7 +8,7 @@ import httpx
 import pytest
 import trio
 
-from codeartsfs.api.transport import DirectTransport
+from codeartsfs.api.transport import DirectTransport, SurplusBytes
 from tests.api.scripted import (
     Asked,
     Hangup,
@@ -85,7 +85,6 @@ async def old(asked: Asked) -> None:
         (nothing, b"", 1),
         (whole(BODY, Connection="close"), BODY, 2),
         (whole(BODY, Connection="x, Close"), BODY, 2),
-        (too_much, BODY, 2),
         (old, BODY, 2),
         (until_closed, BODY, 2),
     ],
@@ -187,6 +186,7 @@ async def hang_up(asked: Asked) -> None:
         (endless_head, httpx.RemoteProtocolError, "too long"),
         (cut(BODY, 100_000), httpx.RemoteProtocolError, r"\(100000 of 1088890 bytes came\)"),
         (cut(BODY, 0, reset=True), httpx.ReadError, "reset"),
+        (too_much, SurplusBytes, "more bytes than the Content-Length says"),
         (two_lengths, httpx.RemoteProtocolError, "conflicting Content-Length"),
     ],
 )
