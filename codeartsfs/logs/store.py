@@ -25,7 +25,7 @@ from typing import Protocol
 import cachetools
 import trio
 
-from codeartsfs.errors import CodeArtsError, LogRewritten, NotFound
+from codeartsfs.errors import ApiUnavailable, CodeArtsError, LogRewritten, NotFound
 from codeartsfs.logs.body import IN_MEMORY_BYTES, Body, MemoryBody
 from codeartsfs.logs.disk import DiskTier, LogMeta, is_full, unnamed_file
 from codeartsfs.logs.memory import MemoryTier
@@ -47,6 +47,7 @@ _LAST_RECHECK_S = 86_400.0
 _MOST_DOUBLINGS = 20
 _IDLE_LOGS = 64
 _IDLE_UNSAVED_BYTES = 256 << 20
+_FOR_NOBODY_BYTES = 2 << 30  # of one log without a disk tier: what such a tier has by default
 _REMEMBERED_LOGS = 100_000
 _SCANNED_RECORDS = 20_000
 _MOST_ERRORS = 1000
@@ -817,6 +818,7 @@ class LogStore:
                 try:
                     async for chunk in answer:
                         await send.send(chunk)
+                        self._check_worth(entry, body)
                 except trio.BrokenResourceError:
                     pass  # the writer has failed and says why
                 except (CodeArtsError, OSError) as error:
@@ -836,6 +838,16 @@ class LogStore:
             wanted = max((body.size_bytes or 0) - body.landed_bytes, sum(map(len, chunks)))
             self._let_go(await self.disk.make_room(wanted, entry.key))
             await body.append(chunks)
+
+    def _check_worth(self, entry: _Log, body: Body) -> None:
+        """End a download that nobody waits for and that is too large to be kept.
+
+        Raises:
+            ApiUnavailable: it is.
+        """
+        limit = self.disk.limit_bytes if self.disk else _FOR_NOBODY_BYTES
+        if entry.users == 1 and max(body.size_bytes or 0, body.landed_bytes) > limit:
+            raise ApiUnavailable(f"{entry.key} is too large to be kept for nobody")
 
     def _new_fd(self) -> int:
         if self.disk:

@@ -87,6 +87,26 @@ async def test_cancelled_first_reader_leaves_the_download_running(
     assert len(world.source.calls) == 1
 
 
+async def test_what_is_too_large_to_be_kept_is_downloaded_for_readers_only(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.disk_bytes = len(LOG) // 2
+    world.source.logs = {KEY: LOG, key(2): LOG}
+    world.source.stalls_at = 5000
+    async with world.store() as store:
+        left, stays = await store.open(KEY), await store.open(KEY)
+        left.close()
+        world.source.go.set()
+        assert await stays.read(0, len(LOG)) == LOG
+        stays.close()
+        world.source.go = trio.Event()
+        opened = await store.open(key(2))
+        opened.close()
+        world.source.go.set()
+        await landed(store)
+        assert "too large" in (await store.provenance(key(2))).last_error
+
+
 async def test_open_returns_once_the_size_is_known_and_reads_wait_for_their_range(
     world: World, mock_clock: MockClock
 ) -> None:
