@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -42,8 +42,10 @@ def write_record(
     *,
     failed: str = "",
     display_names: Mapping[str, str] = MappingProxyType({}),
+    job: Mapping[str, str] | None = None,
+    build_no: int | None = None,
 ) -> str:
-    """Write a finished build of the job `JOB` and return its record id.
+    """Write a finished build of a job, `JOB` if none is given, and return its record id.
 
     Args:
         logs: what is in each file by its name, a path to link the file instead of writing it.
@@ -58,9 +60,10 @@ def write_record(
     times = {"created": finished, "started": finished, "finished": finished, "duration_ms": 1000}
     stages = ["initial", *dict.fromkeys(name.split(".")[0] for name in logs), "final"]
     status = "FAILURE" if failed else "SUCCESS"
+    build_no = build_no or number + 1
     document = {
-        "job": JOB,
-        "record": {"record_id": record, "build_no": number + 1, "status": status, **times},
+        "job": job or JOB,
+        "record": {"record_id": record, "build_no": build_no, "status": status, **times},
         "stages": [
             {
                 "stage": stage,
@@ -105,6 +108,13 @@ class Outcome:
     code: int
     out: bytes
     err: bytes
+
+
+class Endpoint(Protocol):
+    """What can be mounted."""
+
+    @property
+    def url(self) -> str: ...
 
 
 class Emulator:
@@ -260,7 +270,7 @@ class Rig:
 
     def mount(
         self,
-        emulator: Emulator,
+        endpoint: Endpoint,
         *options: str,
         at: str = "mnt",
         cache: str | None = "cache",
@@ -273,7 +283,7 @@ class Rig:
             path.mkdir(exist_ok=True)
         log = self.folder / f"mount{len(self.mounts)}.log"
         command = [*program, "mount", os.fspath(path)]
-        command += ["--endpoint", emulator.url, "--log-level", "info"]
+        command += ["--endpoint", endpoint.url, "--log-level", "info"]
         command += ["--cache-dir", os.fspath(self.folder / cache) if cache else "none"]
         command += ["--max-requests-per-second", "0", *options]
         if credentials is None:
