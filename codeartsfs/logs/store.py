@@ -187,6 +187,7 @@ class _Log:
     unchanged: int = 0
     grown_at: float = -float("inf")  # trio's clock
     over_at: float | None = None  # trio's clock: the stage was seen to be over
+    over_ns: int | None = None  # since when, as the API has it
     whole: bool = False  # the last look transferred all of it
     retry_at: float = -float("inf")  # trio's clock: the last look failed
     request_id: str = ""
@@ -546,11 +547,12 @@ class LogStore:
     def _over(self, entry: _Log, run: StageRun) -> bool:
         """Whether a stage has been over for long enough that its last lines are there to be had."""
         if not run.final:
+            entry.over_at = None  # should it have been over before, it was run again
             return False
         if run.finished_ns is not None and time.time_ns() - run.finished_ns > _LONG_OVER_NS:
             return True
-        if entry.over_at is None:
-            entry.over_at = trio.current_time()
+        if entry.over_at is None or entry.over_ns != run.finished_ns:
+            entry.over_at, entry.over_ns = trio.current_time(), run.finished_ns
         # Counted here, not from the finish time: clocks differ.
         return trio.current_time() - entry.over_at >= self._settle_s
 

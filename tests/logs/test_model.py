@@ -46,7 +46,7 @@ from tests.scale import scaled
 
 T = TypeVar("T")
 
-KEYS = [key(number) for number in range(1, 5)]
+KEYS = [key(number) for number in range(1, 4)]
 REFRESH_S = 1.0
 SETTLE_S = 10.0
 QUIET_S = 600.0

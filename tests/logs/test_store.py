@@ -25,7 +25,7 @@ from codeartsfs.errors import (
 from codeartsfs.logs.body import IN_MEMORY_BYTES, Body
 from codeartsfs.logs.disk import DiskTier, LogMeta
 from codeartsfs.logs.store import LogStore, OpenLog, Provenance
-from codeartsfs.model import LogNote
+from codeartsfs.model import LogNote, StageRun
 from codeartsfs.names import LogKey, RecordId
 from tests.logs.fakes import (
     KEY,
@@ -1183,3 +1183,29 @@ async def test_refresh_of_a_log_that_was_run_again_tells_of_the_new_one(
         await landed(store)
         world.source.logs[KEY] = text(12_000, "other")
         assert (await store.refresh(KEY)).size_bytes == 12_000
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_a_stage_that_runs_again_settles_anew(
+    world: World, mock_clock: MockClock, seen: bool
+) -> None:
+    """Nothing was written the first time, so nothing shows that this is another log."""
+    now_ns = time.time_ns()
+    world.states.run = StageRun(KEY.stage, status="success", finished_ns=now_ns)
+    world.source.logs[KEY] = b""
+    async with world.store() as store:
+        opened = await store.open(KEY)
+        mock_clock.jump(20)
+        world.source.logs[KEY] = LOG
+        if seen:
+            world.states.run = RUNNING
+            await store.refresh(KEY)
+        else:
+            now_ns += 1
+        world.states.run = StageRun(KEY.stage, status="success", finished_ns=now_ns)
+        assert not (await store.refresh(KEY)).final
+        world.source.logs[KEY] = LOG + b"the last line\n"
+        mock_clock.jump(10)
+        assert (await store.refresh(KEY)).final
+        assert await content_of(store) == LOG + b"the last line\n"
+        opened.close()
