@@ -120,6 +120,7 @@ async def test_a_log_waits_five_seconds_for_its_state(
         await catalog.stage(KEY)
     assert trio.current_time() == pytest.approx(5)
     source.go.set()
+    await wait_all_tasks_blocked()
     assert await catalog.stage(KEY) == RUNNING
     assert len(source.calls) == 1  # it was under way all the time
 
