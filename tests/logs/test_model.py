@@ -210,23 +210,27 @@ class Answer:
     whole = False
 
     def __init__(self, server: Server, version: Version, start: int) -> None:
-        self._server, self._version, self._start = server, version, start
+        self._server, self._version, self._offset = server, version, start
+        self._chunks = 0
         self.size_bytes = version.size if server.size_known else None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        server, offset, chunks, broken = self._server, self._start, 0, self._server.broken
-        while True:
-            if server.held:
-                await server.lot.park()
-            await trio.lowlevel.checkpoint()
-            if server.broken != broken or chunks == server.breaks_after:
-                raise ApiUnavailable("it broke off")
-            end = self._version.size if self.size_bytes is None else self.size_bytes
-            if offset >= end:
-                return
-            end = min(end, offset + server.chunk_bytes)
-            yield self._version.content[offset:end]
-            offset, chunks = end, chunks + 1
+    def __aiter__(self) -> "Answer":
+        self._broken = self._server.broken
+        return self
+
+    async def __anext__(self) -> bytes:
+        server, offset = self._server, self._offset
+        if server.held:
+            await server.lot.park()
+        await trio.lowlevel.checkpoint()
+        if server.broken != self._broken or self._chunks == server.breaks_after:
+            raise ApiUnavailable("it broke off")
+        end = self._version.size if self.size_bytes is None else self.size_bytes
+        if offset >= end:
+            raise StopAsyncIteration
+        self._offset = min(end, offset + server.chunk_bytes)
+        self._chunks += 1
+        return self._version.content[offset : self._offset]
 
 
 @dataclass(eq=False)

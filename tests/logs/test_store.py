@@ -90,14 +90,15 @@ async def test_cancelled_first_reader_leaves_the_download_running(
 async def test_what_is_too_large_to_be_kept_is_downloaded_for_readers_only(
     world: World, mock_clock: MockClock
 ) -> None:
-    world.disk_bytes = len(LOG) // 2
-    world.source.logs = {KEY: LOG, key(2): LOG}
+    large = text(2 * IN_MEMORY_BYTES)
+    world.disk_bytes = len(large) // 2
+    world.source.logs = {KEY: large, key(2): large}
     world.source.stalls_at = 5000
     async with world.store() as store:
         left, stays = await store.open(KEY), await store.open(KEY)
         left.close()
         world.source.go.set()
-        assert await stays.read(0, len(LOG)) == LOG
+        assert await stays.read(0, len(large)) == large
         stays.close()
         world.source.go = trio.Event()
         opened = await store.open(key(2))
