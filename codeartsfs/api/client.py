@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
 from urllib.parse import quote
-from urllib.request import getproxies
 
 import httpx
 
@@ -134,22 +133,13 @@ async def open_client(
     """
     base = check_endpoint(endpoint)
     _keep_headers_out_of_logs()
-    trust = _trust(ca_file)
     # Pace bounds the connections; a second bound could only make requests wait twice.
     most_idle = pace.max_downloads + pace.max_calls
-    if transport is None and not getproxies():
-        transport = DirectTransport(trust, most_idle=most_idle, idle_s=_IDLE_S)
-    host = httpx.URL(base).host
-    here = {"localhost", "127.0.0.1", "::1", *([host] if is_loopback(host) else [])}
     async with httpx.AsyncClient(
-        verify=trust,
-        transport=transport,
-        mounts={f"all://{f'[{host}]' if ':' in host else host}": None for host in here},
+        transport=transport
+        or DirectTransport(_trust(ca_file), most_idle=most_idle, idle_s=_IDLE_S),
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         headers={"User-Agent": f"codeartsfs/{__version__}", "Accept": "*/*"},
-        limits=httpx.Limits(
-            max_connections=None, max_keepalive_connections=most_idle, keepalive_expiry=_IDLE_S
-        ),
         timeout=httpx.Timeout(
             connect=connect_timeout_s, read=first_byte_timeout_s, write=idle_timeout_s, pool=None
         ),

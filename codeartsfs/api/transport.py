@@ -6,15 +6,20 @@ reader as it is, which is what makes a large log cheap. Connections are kept for
 request. There is no bound on their number here: whoever asks has one.
 """
 
+import functools
 import math
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from urllib.request import getproxies, proxy_bypass
 
 import h11
 import httpx
 import trio
+
+from codeartsfs.api.endpoints import is_loopback
 
 _READ_BYTES = 256 << 10
 _HEAD_BYTES = 100 << 10  # as much as httpcore takes
@@ -33,7 +38,7 @@ class SurplusBytes(httpx.RemoteProtocolError):
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
-    """Connections to servers, without proxies between."""
+    """Connections to servers, through tunnels of proxies where the environment names them."""
 
     def __init__(self, trust: ssl.SSLContext, *, most_idle: int, idle_s: float) -> None:
         """Connect to nobody yet.
@@ -94,21 +99,30 @@ class DirectTransport(httpx.AsyncBaseTransport):
 
     async def _connect(self, request: httpx.Request) -> "_Connection":
         origin = scheme, host, port = _origin(request.url)
+        proxy = _proxy_for(origin)
         timeout_s = _timeout_s(request, "connect")
         with _within(timeout_s, httpx.ConnectTimeout, httpx.ConnectError):
-            stream = await trio.open_tcp_stream(host, port)
-            if scheme == "http":
-                return _Connection(self, origin, stream, stream.socket)
+            tcp = await trio.open_tcp_stream(*(_origin(proxy)[1:] if proxy else (host, port)))
+            stream: trio.abc.Stream = tcp
             try:
-                # Nothing is ever cut off unnoticed for want of a proper end: lengths tell.
-                tls = trio.SSLStream(
-                    stream, self._trust, server_hostname=host, https_compatible=True
-                )
-                await tls.do_handshake()
+                if proxy is not None:
+                    if proxy.scheme == "https":
+                        stream = await self._secured(stream, proxy.host)
+                    await _tunnel(
+                        stream, proxy, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                    )
+                if scheme == "https":
+                    stream = await self._secured(stream, host)
             except BaseException:
-                stream.socket.close()
+                tcp.socket.close()
                 raise
-            return _Connection(self, origin, tls, stream.socket)
+        return _Connection(self, origin, stream, tcp.socket)
+
+    async def _secured(self, stream: trio.abc.Stream, host: str) -> trio.abc.Stream:
+        # Nothing is cut off unnoticed for want of a proper end of TLS: lengths tell.
+        tls = trio.SSLStream(stream, self._trust, server_hostname=host, https_compatible=True)
+        await tls.do_handshake()
+        return tls
 
 
 class _Connection:
@@ -156,25 +170,13 @@ class _Connection:
             question += wire.send(h11.EndOfMessage())
         with _within(_timeout_s(request, "write"), httpx.WriteTimeout, httpx.WriteError):
             await self._stream.send_all(question)
-        head = await self._head(wire, request)
+        head = await _head(wire, functools.partial(self.receive, request))
         return httpx.Response(
             head.status_code,
             headers=head.headers.raw_items(),
             stream=_Body(self, request, wire, head),
             extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason},
         )
-
-    async def _head(self, wire: h11.Connection, request: httpx.Request) -> h11.Response:
-        while True:
-            with _errors_of_httpx():
-                event = wire.next_event()
-            if isinstance(event, h11.Response):
-                return event
-            if event is h11.NEED_DATA:
-                data = await self.receive(request)
-                if not data:
-                    raise httpx.RemoteProtocolError("the server disconnected without an answer")
-                wire.receive_data(data)
 
 
 class _Body(httpx.AsyncByteStream, AsyncIterator[bytes]):
@@ -269,6 +271,55 @@ class _Body(httpx.AsyncByteStream, AsyncIterator[bytes]):
 
 def _origin(url: httpx.URL) -> Origin:
     return url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme]
+
+
+def _proxy_for(origin: Origin) -> httpx.URL | None:
+    """Return the proxy to a server, as the environment has it; none to this machine itself."""
+    scheme, host, port = origin
+    proxies = getproxies()
+    named = proxies.get(scheme) or proxies.get("all")
+    if not named or is_loopback(host) or proxy_bypass(f"{host}:{port}"):
+        return None
+    proxy = httpx.URL(named if "://" in named else f"http://{named}")
+    if proxy.scheme not in _PORTS:
+        raise httpx.UnsupportedProtocol(f"a proxy by {proxy.scheme} (http and https ones work)")
+    return proxy
+
+
+async def _tunnel(stream: trio.abc.Stream, proxy: httpx.URL, target: str) -> None:
+    """Have a proxy connect a stream to a server.
+
+    Raises:
+        httpx.ProxyError: it does not want to.
+    """
+    wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+    headers = [("Host", target)]
+    if proxy.username:
+        who = b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
+        headers.append(("Proxy-Authorization", f"Basic {who}"))
+    with _errors_of_httpx():
+        question = wire.send(h11.Request(method="CONNECT", target=target, headers=headers))
+        question += wire.send(h11.EndOfMessage())
+    await stream.send_all(question)
+    head = await _head(wire, stream.receive_some)
+    if not 200 <= head.status_code < 300:
+        raise httpx.ProxyError(f"the proxy answers {head.status_code}")
+
+
+async def _head(
+    wire: h11.Connection, receive: Callable[[], Awaitable[bytes | bytearray]]
+) -> h11.Response:
+    """Return the head of the answer to what was sent; what is news only is passed over."""
+    while True:
+        with _errors_of_httpx():
+            event = wire.next_event()
+        if isinstance(event, h11.Response):
+            return event
+        if event is h11.NEED_DATA:
+            data = await receive()
+            if not data:
+                raise httpx.RemoteProtocolError("the server disconnected without an answer")
+            wire.receive_data(bytes(data))
 
 
 def _timeout_s(request: httpx.Request, what: str) -> float:

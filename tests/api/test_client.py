@@ -2,8 +2,9 @@ import json
 import logging
 import ssl
 import subprocess
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trio.testing import MockClock
 from codeartsfs.api.auth import Credentials, PasswordAuth, SignatureAuth, TokenAuth
 from codeartsfs.api.client import ApiClient, EndpointError, open_client
 from codeartsfs.api.pace import Pace
+from codeartsfs.api.transport import _proxy_for
 from codeartsfs.api.wire import (
     render_jobs,
     render_record,
@@ -38,7 +40,8 @@ from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
 
 from .scripted import Asked, Hangup, answer, scripted, whole
 
-API = "https://build.example.com"
+HOST = "build.example.com"
+API = f"https://{HOST}"
 RECORD = RecordId("2cc26382-b2cb-4234-8eb0-b37d362f4d4c")
 KEY = LogKey(RECORD, Stage("stage1"), LogLevel.DEBUG)
 PROJECT = "c0de0000000000000000000000000001"
@@ -670,7 +673,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-subj", "/CN=127.0.0.1", "-addext", f"subjectAltName=IP:127.0.0.1,DNS:{HOST}"),
             *("-keyout", str(key), "-out", str(cert)),
         ],
         check=True,
@@ -701,6 +704,80 @@ async def tls_server(certificate: tuple[str, str]) -> AsyncIterator[tuple[str, l
         nursery.start_soon(trio.serve_listeners, serve, listeners)
         yield f"https://127.0.0.1:{port}", received
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def tunnel_to(endpoint: str, answer: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """Serve a proxy whose tunnels lead to one server; gives its address and what was asked."""
+    asked: list[str] = []
+
+    async def pass_on(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await target.send_all(data)
+
+    async def serve(client: trio.SocketStream) -> None:
+        asked.append(bytes(await client.receive_some(65536)).decode())
+        await client.send_all(f"HTTP/1.1 {answer}\r\n\r\n".encode())
+        if not answer.startswith("200"):
+            return
+        server = await trio.open_tcp_stream("127.0.0.1", int(endpoint.rpartition(":")[2]))
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(pass_on, client, server)
+            await pass_on(server, client)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", asked
+        nursery.cancel_scope.cancel()
+
+
+async def test_tls_goes_through_the_tunnel_of_a_proxy(
+    certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        tls_server(certificate) as (endpoint, received),
+        tunnel_to(endpoint, "200 OK") as (proxy, asked),
+    ):
+        monkeypatch.setenv("https_proxy", f"http://us%40er:hush@{proxy}")
+        async with open_client(
+            endpoint=API, credentials=None, pace=Pace(), ca_file=certificate[0]
+        ) as client:
+            assert await client.stages(RECORD) == STAGES
+    assert asked[0].startswith(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n")
+    assert b64encode(b"us@er:hush").decode() in asked[0]
+    assert b"Proxy-Authorization" not in received[0]
+    assert f"Host: {HOST}".encode() in received[0]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "says"),
+    [
+        ("socks5://127.0.0.1:1", "a proxy by socks5"),
+        ("http://user:hush@127.0.0.1:1", "failed"),
+        (None, "the proxy answers 407"),
+    ],
+)
+async def test_a_proxy_that_is_of_no_use_is_an_error_without_its_password(
+    proxy: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = Pace(requests_per_second=0, attempts=1)
+    async with tunnel_to("x:1", "407 Who are you") as (refuses, _):
+        monkeypatch.setenv("ALL_PROXY", proxy or f"http://user:hush@{refuses}")
+        async with open_client(endpoint=API, credentials=None, pace=pace) as client:
+            with pytest.raises((ApiUnavailable, BadAnswer), match=says) as caught:
+                await client.stages(RECORD)
+    assert "hush" not in str(caught.value)
+
+
+async def test_no_proxy_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "other.example, example.com")
+    assert _proxy_for(("https", HOST, 443)) is None
+    assert _proxy_for(("https", "example.org", 443)) == httpx.URL("http://127.0.0.1:1")
+    assert _proxy_for(("https", "127.0.0.1", 443)) is None
 
 
 async def test_an_untrusted_certificate_is_refused_and_not_tried_again(
