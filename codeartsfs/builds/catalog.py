@@ -15,7 +15,13 @@ import trio
 
 from codeartsfs.builds.answer import ABSENCE_TTL_S, Answer
 from codeartsfs.builds.index import Index, IndexedRecord, RecordTimes
-from codeartsfs.errors import AccessDenied, BuildNotFound, CallUnavailable, Forbidden
+from codeartsfs.errors import (
+    AccessDenied,
+    ApiUnavailable,
+    BuildNotFound,
+    CallUnavailable,
+    Forbidden,
+)
 from codeartsfs.model import BuildRecord, LogNote, StageRun
 from codeartsfs.names import LogKey, RecordId
 
@@ -283,7 +289,10 @@ class Catalog:
             if self.known_stages(key.record) is not None:
                 raise  # a state is known, it only cannot be asked just now
             return None  # the log itself will tell whether it can be had
-        return self.known_run(key)
+        except ApiUnavailable:
+            if run is None:
+                raise
+        return self.known_run(key)  # a stage that was not over may be by now: late, never early
 
     def learn(self, build: BuildRecord) -> None:
         """Take in what a list of builds said of a record whose directory is in use."""
