@@ -126,7 +126,7 @@ FAULTS = [
         crooked.length_too_large,
         "ETIMEDOUT|ESTALE",
         "ETIMEDOUT",
-        once="ETIMEDOUT|ESTALE",
+        once="right|ETIMEDOUT|ESTALE",
         midway=RIGHT,
         running="right|ETIMEDOUT",  # right as of a look that was under way
     ),
