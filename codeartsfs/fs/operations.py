@@ -49,7 +49,8 @@ _LONG_S = 3600.0  # for what cannot change
 _NEGATIVE_S = 60.0  # for names that can never exist
 _NAME_S = 60.0
 _FAILED_READS = 1000
-_SAME_READ_S = 1.0  # what the kernel asks so soon after a failure belongs to what failed
+_SAME_READ_S = 1.0  # what the kernel asks so soon after a failure belongs to what failed,
+_SAME_READ_AT_MOST_S = 10.0  # and so does what it asks so soon after that
 _OUR_ATTRIBUTES = b"user."
 # Not listed: reading it is an order. What is mounted read-only takes no other.
 REFRESH_ATTRIBUTE = b"user.codearts.refresh"
@@ -345,9 +346,11 @@ class Operations(pyfuse3.Operations):
         else reads the same page is in its queue. Each waiting, or trying, anew would add up.
         """
         failed = self._failed_reads.get(handle.inode)
-        if failed is None or handle.log.landed(offset, size):
+        if failed is None or handle.opened_at >= failed.at:
             return
-        if handle.opened_at < failed.at:
+        if trio.current_time() - failed.at < _SAME_READ_AT_MOST_S:
+            self._failed_reads[handle.inode] = failed  # for another second from here
+        if not handle.log.landed(offset, size):
             raise failed.failure.with_traceback(None)
 
     def _announce(self, inode: pyfuse3.InodeT, end: int) -> None:

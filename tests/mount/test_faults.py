@@ -44,7 +44,7 @@ from .rig import (
 
 pytestmark = pytest.mark.fuse
 
-DEADLINE_S = 12  # the longest back-off takes 7.5 s: what fails for good fails before
+DEADLINE_S = 14  # the longest back-off takes 7.5 s: what fails for good fails before
 RIGHT = "right"
 _AT_ONCE = 256
 
