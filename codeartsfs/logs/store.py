@@ -692,6 +692,8 @@ class LogStore:
             raise LogRewritten(entry.key)  # it ends before the size that readers were told
         if entry.body.size_bytes is None or entry.body.landed_bytes > entry.body.size_bytes:
             entry.body.announce(entry.body.landed_bytes)
+        if before is None:
+            self._compare_with_told(entry.key, entry.body.landed_bytes)
         grown = entry.body.size_bytes != before
         # Looks at a stage that runs say nothing about how long to wait without its state.
         entry.unchanged = entry.unchanged + 1 if entry.stateless and not grown else 0
@@ -721,6 +723,7 @@ class LogStore:
             return False
         self._disk_hits += 1
         entry.body, meta = loaded
+        self._compare_with_told(entry.key, meta.size_bytes)
         entry.saved = True
         entry.apply(meta)
         return True
@@ -751,14 +754,8 @@ class LogStore:
                 body = self._new_body()
                 entry.body = body
                 entry.modified_ns = (run.finished_ns if run else None) or time.time_ns()
-            told = self._told(entry.key)
-            if (
-                new
-                and told is not None
-                and told.final
-                and answer.size_bytes not in (None, told.size_bytes)
-            ):
-                raise LogRewritten(entry.key)  # the kernel was told otherwise, and for long
+            if new and answer.size_bytes is not None:
+                self._compare_with_told(entry.key, answer.size_bytes)
             if body.size_bytes is None and answer.size_bytes is not None:
                 body.announce(answer.size_bytes)
                 # What it is does not wait for its bytes.
@@ -871,6 +868,18 @@ class LogStore:
         if self._logs.get(key) is entry:
             del self._logs[key]
         self._idle.pop(key, None)
+        self._become_another_file(key)
+
+    def _compare_with_told(self, key: LogKey, size_bytes: int) -> None:
+        """Make a log another file if it is not as was told before: so was the kernel, for long."""
+        told = self._told(key)
+        if told is None or told.size_bytes == size_bytes:
+            return
+        if told.final or told.size_bytes > size_bytes:
+            log.info("%s has %d bytes, not %d as was told", key, size_bytes, told.size_bytes)
+            self._become_another_file(key)
+
+    def _become_another_file(self, key: LogKey) -> None:
         self._remembered.pop(key, None)
         self._states.note_log(key, None)
         self._generations[key] = self._generations.get(key, 0) + 1

@@ -912,19 +912,35 @@ async def test_what_an_earlier_process_noted_is_shown_without_a_call(
         assert world.source.calls == []
 
 
-async def test_a_final_log_that_is_not_as_noted_is_another_file(
-    world: World, mock_clock: MockClock
+@pytest.mark.parametrize("where", ["told", "not told", "on disk"])
+@pytest.mark.parametrize(
+    ("noted", "generation"),
+    [
+        (LogNote(77, 5, True), 1),
+        (LogNote(2, 5, True), 1),
+        (LogNote(77, 5, False), 1),
+        (LogNote(2, 5, False), 0),
+        (LogNote(4, 5, True), 0),
+    ],
+)
+async def test_a_log_that_is_not_as_noted_and_did_not_just_grow_is_another_file(
+    world: World, mock_clock: MockClock, noted: LogNote, generation: int, where: str
 ) -> None:
     # The kernel was told the noted size, and may believe it for long.
-    world.states.notes[KEY] = LogNote(77, 5, True)
     world.source.logs[KEY] = b"log\n"
+    world.source.size_known = where != "not told"
+    if where == "on disk":
+        async with world.store() as store:
+            await content_of(store)
+            await landed(store)
+    world.states.notes[KEY] = noted
     async with world.store() as store:
         assert await content_of(store) == b"log\n"
-        assert store.generation(KEY) == 1
+        assert store.generation(KEY) == generation
         await landed(store)
+    assert len(world.source.calls) == 1
     note = world.states.notes[KEY]
-    assert note is not None
-    assert note.size_bytes == 4
+    assert note is None or note.size_bytes == 4 or not generation
 
 
 async def test_a_note_is_forgotten_when_the_server_rewrote_the_log(
