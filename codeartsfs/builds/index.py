@@ -6,6 +6,7 @@ and a disk that cannot be written makes the index forgetful, with one line in th
 
 Writing is lazy: rows are gathered and written together a moment later, and stay known here
 until they are written. Reading never waits for writing, not even for that of another mount.
+SQLite does not notice flipped bits; so each answer carries a checksum of itself and its owner.
 Everything that touches the file runs in worker threads.
 """
 
@@ -15,11 +16,12 @@ import os
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -28,7 +30,7 @@ from codeartsfs.names import LogKey, ProjectId, RecordId, Stage, parse_record_id
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _WRITE_AFTER_S = 0.5
 _RETRY_AFTER_S = 5.0
 _MOST_UNWRITTEN = 20_000  # rows that wait for a file that cannot be written
@@ -58,8 +60,8 @@ CREATE TABLE records (
     told_s INTEGER NOT NULL,     -- when the API last said something of it, seconds since the epoch
     final INTEGER NOT NULL,      -- whether its stages can no longer change
     modified_ns INTEGER,         -- of its newest stage
-    stages TEXT,                 -- JSON: a row of StageRun's fields per stage; null: never told
-    build TEXT,                  -- JSON: BuildRecord's fields; null: never told
+    stages TEXT,                 -- sealed: a row of StageRun's fields per stage; null: never told
+    build TEXT,                  -- sealed: BuildRecord's fields; null: never told
     build_project TEXT,
     build_no INTEGER
 ) WITHOUT ROWID;
@@ -67,7 +69,7 @@ CREATE INDEX builds ON records (build_project, build_no) WHERE build_project IS 
 CREATE INDEX ages ON records (told_s);
 CREATE TABLE logs (
     record TEXT, file TEXT, size_bytes INTEGER NOT NULL, modified_ns INTEGER NOT NULL,
-    final INTEGER NOT NULL, PRIMARY KEY (record, file)
+    final INTEGER NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (record, file)
 ) WITHOUT ROWID;
 CREATE TABLE projects (project TEXT PRIMARY KEY, jobs TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -248,7 +250,7 @@ class Index:
             except _Unusable as trouble:
                 self._warn(trouble)
                 return nothing
-            except (sqlite3.Error, ValueError, TypeError) as error:
+            except Exception as error:  # a damaged file may have anything in it
                 self._begin_anew(error)
         return nothing
 
@@ -395,7 +397,7 @@ def _create(file: sqlite3.Connection) -> None:
 
 
 def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-wal", "-shm", "-journal"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
@@ -420,7 +422,7 @@ def _write(file: sqlite3.Connection, rows: _Rows) -> None:
             " ON CONFLICT DO UPDATE SET told_s = excluded.told_s, final = excluded.final,"
             " modified_ns = excluded.modified_ns, stages = excluded.stages",
             [
-                (record, now_s, times.final, times.modified_ns, _stages_text(stages))
+                (record, now_s, times.final, times.modified_ns, _stages_text(record, stages, times))
                 for record, (stages, times) in rows.stages.items()
             ],
         )
@@ -433,7 +435,7 @@ def _write(file: sqlite3.Connection, rows: _Rows) -> None:
                 (
                     build.record,
                     now_s,
-                    json.dumps(astuple(build), ensure_ascii=True),
+                    _sealed(astuple(build), build.record),
                     _bindable(build.build_project_id) or None,
                     build.build_no,
                 )
@@ -446,14 +448,15 @@ def _write(file: sqlite3.Connection, rows: _Rows) -> None:
                     "DELETE FROM logs WHERE record = ? AND file = ?", (key.record, key.file_name)
                 )
             else:
+                row = (key.record, key.file_name, note.size_bytes, note.modified_ns, note.final)
                 file.execute(
-                    "INSERT OR REPLACE INTO logs VALUES (?, ?, ?, ?, ?)",
-                    (key.record, key.file_name, note.size_bytes, note.modified_ns, note.final),
+                    "INSERT OR REPLACE INTO logs VALUES (?, ?, ?, ?, ?, ?)",
+                    (*row, _checksum(*row)),
                 )
         file.executemany(
             "INSERT OR REPLACE INTO projects VALUES (?, ?)",
             [
-                (project, json.dumps([astuple(job) for job in jobs], ensure_ascii=True))
+                (project, _sealed([astuple(job) for job in jobs], project))
                 for project, jobs in rows.projects.items()
             ],
         )
@@ -476,9 +479,25 @@ def _bindable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _stages_text(stages: tuple[StageRun, ...]) -> str:
+def _stages_text(record: RecordId, stages: tuple[StageRun, ...], times: RecordTimes) -> str:
     rows = [(run.stage.name, *astuple(run)[1:]) for run in stages]
-    return json.dumps(rows, ensure_ascii=True)
+    return _sealed(rows, record, times.final)
+
+
+def _checksum(*values: object) -> int:
+    return zlib.crc32(repr(values).encode())
+
+
+def _sealed(document: object, *owner: object) -> str:
+    text = json.dumps(document, ensure_ascii=True)
+    return f"{_checksum(text, *owner):08x}{text}"
+
+
+def _unsealed(stored: str, *owner: object) -> Any:
+    checksum, text = stored[:8], stored[8:]
+    if checksum != f"{_checksum(text, *owner):08x}":
+        raise ValueError("an answer is not what was written")
+    return json.loads(text)
 
 
 def _records_from(
@@ -491,23 +510,29 @@ def _records_from(
     ).fetchall()
     found = {
         RecordId(record): IndexedRecord(
-            stages=None if stages is None else tuple(map(_stage_run, json.loads(stages))),
-            final=bool(final),
-            build=None if build is None else _build_record(build),
+            stages=None if stages is None else _stages(stages, record, bool(final)),
+            final=stages is not None and bool(final),
+            build=None if build is None else _build_record(build, record),
             logs={},
         )
         for record, final, stages, build in rows
     }
     last = max(found, default=first)
     logs = file.execute(
-        "SELECT record, file, size_bytes, modified_ns, final FROM logs"
+        "SELECT record, file, size_bytes, modified_ns, final, checksum FROM logs"
         " WHERE record BETWEEN ? AND ?",
         (first, last),
     )
-    for record, name, size_bytes, modified_ns, final in logs:
+    for record, name, size_bytes, modified_ns, final, checksum in logs:
+        if checksum != _checksum(record, name, size_bytes, modified_ns, bool(final)):
+            raise ValueError("what is said of a log is not what was written")
         indexed = found.setdefault(RecordId(record), IndexedRecord(None, False, None, {}))
         indexed.logs[name] = LogNote(size_bytes, modified_ns, bool(final))
     return found
+
+
+def _stages(stored: str, record: str, final: bool) -> tuple[StageRun, ...]:
+    return tuple(map(_stage_run, _unsealed(stored, record, final)))
 
 
 def _stage_run(row: list[object]) -> StageRun:
@@ -518,8 +543,8 @@ def _stage_run(row: list[object]) -> StageRun:
     return StageRun(stage, *rest)  # type: ignore[arg-type]
 
 
-def _build_record(text: str) -> BuildRecord:
-    return BuildRecord(*json.loads(text))
+def _build_record(stored: str, record: str) -> BuildRecord:
+    return BuildRecord(*_unsealed(stored, record))
 
 
 def _records(file: sqlite3.Connection) -> dict[RecordId, RecordTimes]:
@@ -527,7 +552,7 @@ def _records(file: sqlite3.Connection) -> dict[RecordId, RecordTimes]:
         "SELECT record, modified_ns, final FROM records WHERE stages IS NOT NULL ORDER BY record"
     )
     return {
-        RecordId(record): RecordTimes(modified_ns, bool(final))
+        RecordId(record): RecordTimes(modified_ns and int(modified_ns), bool(final))
         for record, modified_ns, final in rows
         if parse_record_id(record)
     }
@@ -535,21 +560,22 @@ def _records(file: sqlite3.Connection) -> dict[RecordId, RecordTimes]:
 
 def _builds(file: sqlite3.Connection, build_project_id: str, limit: int) -> tuple[BuildRecord, ...]:
     rows = file.execute(
-        "SELECT build FROM records WHERE build_project = ? AND build IS NOT NULL"
+        "SELECT build, record FROM records WHERE build_project = ? AND build IS NOT NULL"
         " ORDER BY build_no DESC LIMIT ?",
         (_bindable(build_project_id), limit),
     )
-    return tuple(_build_record(build) for (build,) in rows)
+    return tuple(_build_record(build, record) for build, record in rows)
 
 
 def _build(file: sqlite3.Connection, build_project_id: str, build_no: int) -> BuildRecord | None:
     row = file.execute(
-        "SELECT build FROM records WHERE build_project = ? AND build_no = ? AND build IS NOT NULL",
+        "SELECT build, record FROM records"
+        " WHERE build_project = ? AND build_no = ? AND build IS NOT NULL",
         (_bindable(build_project_id), build_no),
     ).fetchone()
-    return None if row is None else _build_record(row[0])
+    return None if row is None else _build_record(*row)
 
 
 def _jobs(file: sqlite3.Connection, project: ProjectId) -> tuple[Job, ...] | None:
     row = file.execute("SELECT jobs FROM projects WHERE project = ?", (project,)).fetchone()
-    return None if row is None else tuple(Job(*job) for job in json.loads(row[0]))
+    return None if row is None else tuple(Job(*job) for job in _unsealed(row[0], project))

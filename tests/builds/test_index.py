@@ -223,6 +223,33 @@ async def test_flipped_bits_cost_answers_never_errors(cache: Path) -> None:
             await index.builds("p-1", 10)
 
 
+async def test_a_flipped_bit_costs_answers_and_never_changes_one(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_index(cache) as index:
+        tell(index)
+    whole = file_of(cache).read_bytes()
+    used = [offset for offset, byte in enumerate(whole) if byte]
+    chance = random.Random(1)
+    for offset in chance.sample(used, 200):
+        spoilt = bytearray(whole)
+        spoilt[offset] ^= 1 << chance.randrange(8)
+        file_of(cache).write_bytes(spoilt)
+        async with open_index(cache) as index:
+            record = (await index.records_from(RECORD, 1))[RECORD]
+            assert (record.stages, record.final) in (((RUN,), True), (None, False)), offset
+            assert record.build in (BUILD, None), offset
+            assert record.logs in ({KEY.file_name: NOTE}, {}), offset
+            assert await index.builds("p-1", 10) in ((BUILD,), ()), offset
+            assert await index.build("p-1", 7) in (BUILD, None), offset
+            assert await index.jobs(PROJECT) in ((JOB,), None), offset
+            assert {type(times.modified_ns) for times in (await index.records()).values()} <= {
+                int,
+                type(None),
+            }
+    assert "is not what was written" in caplog.text
+
+
 async def test_where_nothing_can_be_written_what_was_told_is_known_for_now(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
