@@ -135,6 +135,10 @@ class Body:
         await trio.to_thread.run_sync(self._move, fd)
 
     def _move(self, fd: int) -> None:
+        if self._fd < 0:
+            self._open_file = lambda: fd
+            self.to_file()
+            return
         try:
             offset = 0
             while offset < self._landed:

@@ -826,17 +826,23 @@ class LogStore:
             raise failure
 
     async def _append(self, entry: _Log, body: Body, chunks: Sequence[bytes]) -> None:
+        """Take what came; where the cache's disk is full, make room or go on elsewhere."""
         if entry.saved:  # leave the disk tier's file as it was verified
             await body.move_to(self._new_fd())
             entry.saved = False
         try:
-            await body.append(chunks)
-        except OSError as full:
-            if self.disk is None or not is_full(full):
+            return await body.append(chunks)
+        except OSError as failure:
+            if self.disk is None or not is_full(failure):
                 raise
-            wanted = max((body.size_bytes or 0) - body.landed_bytes, sum(map(len, chunks)))
+        wanted = max((body.size_bytes or 0) - body.landed_bytes, sum(map(len, chunks)))
+        try:
             self._let_go(await self.disk.make_room(wanted, entry.key))
-            await body.append(chunks)
+            return await body.append(chunks)
+        except OSError as failure:
+            log.warning("cache: no room for %s: %s", entry.key, failure.strerror)
+        await body.move_to(unnamed_file(self._scratch))
+        return await body.append(chunks)
 
     def _check_worth(self, entry: _Log, body: Body) -> None:
         """End a download that nobody waits for and that is too large to be kept.

@@ -467,7 +467,7 @@ for number in itertools.count():
 """
     file = tmp_path / "v1" / "builds.sqlite3"
     chance = random.Random(ROUNDS)
-    for _ in range(5 * ROUNDS):
+    for _ in range(3 * ROUNDS):
         writer = subprocess.Popen([sys.executable, "-c", code, file], stdout=subprocess.PIPE)
         with writer:
             assert writer.stdout is not None
