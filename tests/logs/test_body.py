@@ -20,8 +20,6 @@ chunks = st.lists(st.binary(max_size=5000) | large, min_size=1, max_size=5)
 reads = st.tuples(st.integers(0, 200_000), st.integers(0, 200_000))
 moves = st.sampled_from(["save", "move"])
 appends_and_reads = st.lists(st.one_of(chunks, reads, moves), max_size=12)
-    st.one_of(chunks, reads, st.sampled_from(["save", "move"])), max_size=12
-)
 
 
 def new_body() -> Body:
