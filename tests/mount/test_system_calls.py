@@ -27,7 +27,7 @@ def test_whatever_is_called_gives_what_a_local_file_gives(
     text = b"".join(b"[INFO] line %d \xe5\xbc\x80\n" % n for n in range(60_000))
     record = write_record(recordings, 0, {name: text[:size] for name, size in LOGS.items()})
     mounted = rig.mount(rig.emulator(recordings, *faults), "--memory-cache", "1M")
-    count = scaled(1000)
+    count = scaled(500)
     folders = (mounted / record, recordings / record)
     outcome = rig.run(
         sys.executable, reader.__file__, *folders, str(seed), str(count), *LOGS, timeout_s=600
