@@ -262,7 +262,7 @@ class Operations(pyfuse3.Operations):
         final = ", now final" if after.final else ""
         return f"{after.size_bytes} bytes, {grown_bytes} new{final}"
 
-    # Files.
+    # Files. No flush: its absence is told once (ENOSYS), and then the kernel asks at no close.
 
     @replies
     async def open(
@@ -369,10 +369,6 @@ class Operations(pyfuse3.Operations):
         handle = self._handles.pop(fh)
         if isinstance(handle, _LogHandle):
             handle.log.close()
-
-    @replies
-    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        pass
 
     # The file system itself: its size is that of its cache.
 
