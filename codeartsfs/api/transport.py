@@ -11,7 +11,7 @@ import math
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from urllib.request import getproxies, proxy_bypass
 
@@ -144,13 +144,30 @@ class _Connection:
     @property
     def ended(self) -> bool:
         """Whether the other side closed it; nothing else can come while nothing is asked."""
-        return self._socket.is_readable()
+        return self._socket.is_readable() or self._undeciphered
 
     def close(self) -> None:
         self._socket.close()
 
     def give_back(self) -> None:
         self._transport._give_back(self)
+
+    @property
+    def _undeciphered(self) -> bool:
+        """Whether TLS, which is read record by record, holds what the socket has given already."""
+        stream = self._stream
+        while isinstance(stream, trio.SSLStream):
+            if stream._incoming.pending:
+                return True
+            stream = stream.transport_stream
+        return False
+
+    def surplus(self) -> bytes:
+        """Return the beginning of what TLS holds behind a body, which may be no more than news."""
+        if isinstance(self._stream, trio.SSLStream) and self._undeciphered:
+            with suppress(ssl.SSLError):
+                return self._stream._ssl_object.read(1)
+        return b""
 
     async def receive(self, request: httpx.Request) -> bytes:
         with _within(_timeout_s(request, "read"), httpx.ReadTimeout, httpx.ReadError):
@@ -195,13 +212,13 @@ class _Body(httpx.AsyncByteStream, AsyncIterator[bytes]):
         self._connection = connection
         self._request = request
         self._wire = wire
-        headers = dict(head.headers)
-        last_words = [word.strip().lower() for word in headers.get(b"connection", b"").split(b",")]
-        self._keep = head.http_version >= b"1.1" and b"close" not in last_words
+        headers = httpx.Headers(list(head.headers))
+        words = headers.get_list("Connection", split_commas=True)
+        self._keep = head.http_version >= b"1.1" and "close" not in map(str.lower, words)
         self._ended = False
         # Where the length is known, h11 has read the head and what came with it, no more.
-        known = b"transfer-encoding" not in headers and head.status_code not in (204, 304)
-        self._length = int(headers.get(b"content-length", -1)) if known else -1
+        known = "Transfer-Encoding" not in headers and head.status_code not in (204, 304)
+        self._length = int(headers.get("Content-Length", -1)) if known else -1
         self._came = 0
         self._begin = wire.trailing_data[0]
 
@@ -237,19 +254,17 @@ class _Body(httpx.AsyncByteStream, AsyncIterator[bytes]):
     async def _plain(self) -> bytes:
         """Return what comes next of a body of known length; nothing at its end."""
         left = self._length - self._came
-        if not left:
-            return b""
         chunk, self._begin = self._begin, b""
-        if not chunk:
+        if not chunk and left:
             chunk = await self._connection.receive(self._request)
-        if not chunk:
+        if not chunk and left:
             raise httpx.RemoteProtocolError(
                 "the connection was closed before the end of the body"
                 f" ({self._came} of {self._length} bytes came)"
             )
-        if len(chunk) > left:
-            raise SurplusBytes("more bytes than the Content-Length says")
         self._came += len(chunk)
+        if len(chunk) > left or (len(chunk) == left and self._connection.surplus()):
+            raise SurplusBytes("more bytes than the Content-Length says")
         if self._came == self._length:
             self._end()  # before it is asked for, so that nobody has to
         return chunk

@@ -1,6 +1,7 @@
 """An HTTP server that does exactly what a test says, byte by byte, broken or not."""
 
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ class Asked:
 
     target: str
     headers: dict[str, str]
-    wire: trio.SocketStream
+    wire: trio.abc.Stream
 
     @property
     def path(self) -> str:
@@ -36,6 +37,7 @@ class Asked:
 
     def reset(self) -> None:
         """Let the connection end with RST, so that the client sees a reset."""
+        assert isinstance(self.wire, trio.SocketStream)
         self.wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -52,6 +54,7 @@ class ScriptedServer:
     """Answers the n-th request with the n-th script, and with the last one from then on."""
 
     scripts: tuple[Script, ...]
+    tls: ssl.SSLContext | None = None
     port: int = 0
     asked: list[Asked] = field(default_factory=list)
     connections: int = 0
@@ -59,13 +62,16 @@ class ScriptedServer:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     @property
     def ranges(self) -> list[str | None]:
         return [asked.headers.get("range") for asked in self.asked]
 
-    async def serve(self, wire: trio.SocketStream) -> None:
+    async def serve(self, tcp: trio.SocketStream) -> None:
+        wire: trio.abc.Stream = tcp
+        if self.tls is not None:
+            wire = trio.SSLStream(tcp, self.tls, server_side=True)
         self.connections += 1
         self.open_connections += 1
         try:
@@ -79,7 +85,7 @@ class ScriptedServer:
             self.open_connections -= 1
 
 
-async def _read_request(wire: trio.SocketStream) -> Asked | None:
+async def _read_request(wire: trio.abc.Stream) -> Asked | None:
     """Read one request with its body, None where the client has gone."""
     data = bytearray()
     while b"\r\n\r\n" not in data:
@@ -98,8 +104,10 @@ async def _read_request(wire: trio.SocketStream) -> Asked | None:
 
 
 @asynccontextmanager
-async def scripted(*scripts: Script) -> AsyncIterator[ScriptedServer]:
-    server = ScriptedServer(scripts)
+async def scripted(
+    *scripts: Script, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[ScriptedServer]:
+    server = ScriptedServer(scripts, tls)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

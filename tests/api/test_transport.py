@@ -22,13 +22,16 @@ from tests.api.scripted import (
 )
 from tests.logs.fakes import until
 
+_TLS_RECORD_BYTES = 16 << 10
 BODY = b"".join(b"line %d\n" % n for n in range(100_000))
 
 
 @asynccontextmanager
-async def transport(most_idle: int = 4, idle_s: float = 30) -> AsyncIterator[DirectTransport]:
+async def transport(
+    most_idle: int = 4, idle_s: float = 30, ca_file: str | None = None
+) -> AsyncIterator[DirectTransport]:
     async with DirectTransport(
-        ssl.create_default_context(), most_idle=most_idle, idle_s=idle_s
+        ssl.create_default_context(cafile=ca_file), most_idle=most_idle, idle_s=idle_s
     ) as opened:
         yield opened
 
@@ -65,8 +68,17 @@ async def nothing(asked: Asked) -> None:
 
 
 async def too_much(asked: Asked) -> None:
-    await asked.head(Content_Length=len(BODY))
-    await asked.send(BODY, "HTTP/1.1 200 Forged\r\nContent-Length: 0\r\n\r\n")
+    await asked.head(Content_Length=4)
+    await asked.send("logsHTTP/1.1 200 Forged\r\nContent-Length: 0\r\n\r\n")
+
+
+async def more_than_nothing(asked: Asked) -> None:
+    await asked.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nmore")
+
+
+async def closing_twice(asked: Asked) -> None:
+    headers = f"Content-Length: {len(BODY)}\r\nConnection: close\r\nConnection: x\r\n\r\n"
+    await asked.send(f"HTTP/1.1 200 OK\r\n{headers}", BODY)
 
 
 async def old(asked: Asked) -> None:
@@ -85,6 +97,7 @@ async def old(asked: Asked) -> None:
         (nothing, b"", 1),
         (whole(BODY, Connection="close"), BODY, 2),
         (whole(BODY, Connection="x, Close"), BODY, 2),
+        (closing_twice, BODY, 2),
         (old, BODY, 2),
         (until_closed, BODY, 2),
     ],
@@ -187,6 +200,7 @@ async def hang_up(asked: Asked) -> None:
         (cut(BODY, 100_000), httpx.RemoteProtocolError, r"\(100000 of 1088890 bytes came\)"),
         (cut(BODY, 0, reset=True), httpx.ReadError, "reset"),
         (too_much, SurplusBytes, "more bytes than the Content-Length says"),
+        (more_than_nothing, SurplusBytes, "more bytes than the Content-Length says"),
         (two_lengths, httpx.RemoteProtocolError, "conflicting Content-Length"),
     ],
 )
@@ -198,6 +212,31 @@ async def test_what_goes_wrong_is_told_as_httpx_does_and_the_connection_is_close
         with pytest.raises(error, match=words):
             await body_of(await send(opened, server, read=patience_s))
         assert opened._idle == []
+
+
+async def in_two_records(asked: Asked) -> None:
+    """What TLS packs for itself: first a proper answer, then another that nobody asked for."""
+    head = "HTTP/1.1 200 OK\r\nContent-Length: {:5}\r\n\r\n"
+    body = BODY[: _TLS_RECORD_BYTES - len(head.format(0))]
+    first = head.format(len(body)).encode() + body
+    assert len(first) == _TLS_RECORD_BYTES
+    await asked.send(first + head.format(6).encode() + b"forged")
+
+
+async def test_what_comes_behind_a_body_in_another_tls_record_is_noticed_too(
+    certificate: tuple[str, str],
+) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*certificate)
+    async with (
+        scripted(in_two_records, whole(BODY), tls=tls) as server,
+        transport(ca_file=certificate[0]) as opened,
+    ):
+        with pytest.raises(SurplusBytes):
+            await body_of(await send(opened, server))
+        for _ in range(2):
+            assert await body_of(await send(opened, server)) == BODY
+        assert server.connections == 2
 
 
 async def test_nobody_there_is_an_error_of_connecting() -> None:
