@@ -82,15 +82,17 @@ class Body:
         """
         if self._fd < 0:
             assert self._open_file is not None
-            assert self._content is not None
-            fd = self._open_file()
-            try:
-                _write_all(fd, [self._content], 0)
-            except BaseException:
-                os.close(fd)
-                raise
-            self._fd = fd
+            self._fill(self._open_file())
         return self._fd
+
+    def _fill(self, fd: int) -> None:
+        assert self._content is not None
+        try:
+            _write_all(fd, [self._content], 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
 
     def free_memory(self) -> None:
         """Read from the file from here on, if there is one."""
@@ -136,8 +138,7 @@ class Body:
 
     def _move(self, fd: int) -> None:
         if self._fd < 0:
-            self._open_file = lambda: fd
-            self.to_file()
+            self._fill(fd)
             return
         try:
             offset = 0

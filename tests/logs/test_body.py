@@ -156,6 +156,22 @@ async def test_moving_leaves_the_old_file_as_it_is(tmp_path: Path) -> None:
     body.close()
 
 
+async def test_a_move_that_failed_leaves_no_trace_in_files_of_others(tmp_path: Path) -> None:
+    body = Body(lambda: unnamed_file(tmp_path))
+    await body.append([b"small"])
+    full = os.open("/dev/full", os.O_RDWR)
+    with pytest.raises(OSError, match="No space left"):
+        await body.move_to(full)
+    (tmp_path / "other").touch()
+    other = os.open(tmp_path / "other", os.O_RDWR)
+    assert other == full  # the number is free again
+    await body.append([text(IN_MEMORY_BYTES)])
+    assert not os.fstat(other).st_size
+    os.close(other)
+    assert await body.tail(IN_MEMORY_BYTES + 5) == b"small" + text(IN_MEMORY_BYTES)
+    body.close()
+
+
 async def test_file_cut_short_from_outside_is_an_error_and_no_shorter_log(tmp_path: Path) -> None:
     path = tmp_path / "saved"
     path.write_bytes(b"0123456789")
