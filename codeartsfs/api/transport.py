@@ -295,7 +295,10 @@ def _proxy_for(origin: Origin) -> httpx.URL | None:
     named = proxies.get(scheme) or proxies.get("all")
     if not named or is_loopback(host) or proxy_bypass(f"{host}:{port}"):
         return None
-    proxy = httpx.URL(named if "://" in named else f"http://{named}")
+    try:
+        proxy = httpx.URL(named if "://" in named else f"http://{named}")
+    except httpx.InvalidURL as error:  # which is no httpx.HTTPError
+        raise httpx.UnsupportedProtocol(f"a proxy whose address is none: {error}") from None
     if proxy.scheme not in _PORTS:
         raise httpx.UnsupportedProtocol(f"a proxy by {proxy.scheme} (http and https ones work)")
     return proxy

@@ -246,6 +246,16 @@ async def test_nobody_there_is_an_error_of_connecting() -> None:
                 await opened.handle_async_request(httpx.Request("GET", url))
 
 
+@pytest.mark.parametrize("proxy", ["http://proxy:port", "socks5://proxy"])
+async def test_a_proxy_that_cannot_be_used_is_an_error_of_httpx(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    async with transport() as opened:
+        with pytest.raises(httpx.UnsupportedProtocol, match="a proxy"):
+            await opened.handle_async_request(httpx.Request("GET", "https://build.example.com"))
+
+
 async def test_a_header_that_would_begin_another_is_not_sent() -> None:
     async with scripted(whole(BODY)) as server, transport() as opened:
         request = httpx.Request("GET", server.endpoint, headers={"X-Auth-Token": "a\r\nX: b"})
