@@ -482,7 +482,7 @@ class ApiClient:
                 raise failure from None
             except UnicodeError:  # httpx reads Location whether or not it is to follow it
                 raise BadAnswer(f"{what}: redirected to what is no host name") from None
-            if response.status_code < 500 and response.status_code != 401:
+            if response.status_code not in _NO_ANSWER | {401}:
                 self._health.answered()
             # From here on silence means a stall. httpcore looks this up as the body begins.
             response.request.extensions.get("timeout", {})["read"] = self._idle_timeout_s

@@ -97,6 +97,17 @@ async def test_it_never_takes_longer_than_five_seconds_to_find_out(
         assert len(network.asked) == 23
 
 
+async def test_trouble_with_one_thing_does_not_hide_that_the_api_is_back(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(GONE, GONE, GONE, problem(500), good_stages())
+    async with client_of(network) as client:
+        await fails(client, *RECORDS[:3])
+        await trio.sleep(1)
+        assert await fails(client, RECORDS[0], RECORDS[1]) == [ApiUnavailable]
+        assert client.state.condition == "ok"
+
+
 @pytest.mark.parametrize(
     ("trouble", "error"),
     [(problem(500), ApiUnavailable), (problem(429), ApiUnavailable), (problem(403), Forbidden)],
