@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import httpx
 import trio
 
+from codeartsfs.api.health import NotAsked
 from codeartsfs.api.pace import Pace, Permit, TemporaryFailure
 from codeartsfs.api.pages import LogAccess, LogPages
 from codeartsfs.api.transport import SurplusBytes
@@ -251,6 +252,11 @@ class LogBody:
                 await self.aclose()
                 await self._attempts.after(failure)
                 continue
+            except NotAsked as refusal:  # readers have a part already: worth waiting for
+                await self.aclose()
+                later = TemporaryFailure(str(refusal), retry_after_s=refusal.for_s)
+                await self._attempts.after(later)
+                continue
             if chunk:
                 return self._deliver(chunk)
             if self._unframed and self._confirmed != self._offset:
@@ -343,7 +349,7 @@ class LogBody:
         self._ranges = False
         try:
             response = await self._send(headers)
-        except (AccessDenied, TemporaryFailure):
+        except (AccessDenied, NotAsked, TemporaryFailure):
             self._ranges = True
             raise
         except CodeArtsError:

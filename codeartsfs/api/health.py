@@ -21,6 +21,18 @@ _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 5.0
 
 
+class NotAsked(ApiUnavailable):
+    """The API is down as far as we know; says nothing about what was not asked for.
+
+    Attributes:
+        for_s: how long nothing is asked.
+    """
+
+    def __init__(self, message: str, for_s: float) -> None:
+        super().__init__(message)
+        self.for_s = for_s
+
+
 @dataclass(frozen=True, slots=True)
 class ApiState:
     """How the API is.
@@ -45,7 +57,6 @@ class Health:
     def __init__(self) -> None:
         self.state = ApiState()
         self._failed: set[str] = set()
-        self._refusal: type[CodeArtsError] = ApiUnavailable
         self._pause_s = _FIRST_PAUSE_S
         self._ask_at = 0.0  # trio's clock
 
@@ -53,16 +64,16 @@ class Health:
         """Let a request pass, or raise what it would find anyway.
 
         Raises:
-            ApiUnavailable: the API is down.
+            NotAsked: the API is down.
             AccessDenied: it refuses our credentials.
         """
         if self.state.condition == "ok":
             return
         now = trio.current_time()
         if now < self._ask_at:
-            raise self._refusal(
-                f"{self.state.error} (not asked again for {self._ask_at - now:.1f} s)"
-            )
+            for_s = self._ask_at - now
+            told = f"{self.state.error} (not asked again for {for_s:.1f} s)"
+            raise AccessDenied(told) if self.state.condition == "refused" else NotAsked(told, for_s)
         self._pause()
 
     def answered(self) -> None:
@@ -96,7 +107,6 @@ class Health:
             said = "refuses our credentials" if refused else "does not answer"
             log.warning("the API %s, what is cached stays readable: %s", said, failure)
             self.state = ApiState(condition, time.time(), str(failure))
-            self._refusal = AccessDenied if refused else ApiUnavailable
 
     def _pause(self) -> None:
         self._ask_at = trio.current_time() + self._pause_s

@@ -9,6 +9,7 @@ Where anything else happens, pages are of no use, and the whole log is asked for
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from codeartsfs.api.health import NotAsked
 from codeartsfs.api.pace import TemporaryFailure
 from codeartsfs.api.wire import LogPage
 from codeartsfs.errors import CallUnavailable, CodeArtsError, Forbidden
@@ -110,6 +111,8 @@ async def open_pages(
         except (CallUnavailable, Forbidden):
             access.pages = False
             return None
+        except NotAsked:
+            raise
         except CodeArtsError:
             if access.pages:
                 raise

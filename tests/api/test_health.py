@@ -10,12 +10,14 @@ import trio
 from trio.testing import MockClock
 
 from codeartsfs.api.client import ApiClient
+from codeartsfs.api.health import NotAsked
 from codeartsfs.api.pace import Pace
 from codeartsfs.errors import AccessDenied, ApiUnavailable, CodeArtsError, Forbidden
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
 from tests.api.test_client import Network, client_on, good_stages, problem
 
 RECORDS = [RecordId(f"{number:036}") for number in range(20)]
+LOG = b"first half, second one"
 GONE = httpx.ConnectError("connection refused")
 
 
@@ -43,7 +45,8 @@ async def test_when_nobody_answers_for_several_things_the_rest_is_not_asked(
 ) -> None:
     network = Network(trouble)
     async with client_of(network) as client:
-        assert await fails(client, *RECORDS[:10]) == [ApiUnavailable] * 10
+        ends = await fails(client, *RECORDS[:10])
+        assert ends == [ApiUnavailable] * 3 + [NotAsked] * 7
         assert len(network.asked) == 3
         assert client.state.condition == "down"
         assert client.state.error
@@ -64,6 +67,34 @@ async def test_logs_are_not_asked_for_either(autojump_clock: MockClock) -> None:
 async def log_of(client: ApiClient, number: int) -> bytes:
     async with client.task_log(LogKey(RECORDS[0], Stage(f"stage{number}"), LogLevel.INFO)) as body:
         return b"".join([chunk async for chunk in body])
+
+
+async def test_a_log_that_breaks_off_meanwhile_goes_on_where_it_was(
+    autojump_clock: MockClock,
+) -> None:
+    broken = trio.Event()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield b"first half, "
+        await broken.wait()
+        raise httpx.ReadError("reset")
+
+    rest = httpx.Response(206, headers={"Content-Range": "bytes 0-21/22"}, content=LOG)
+
+    def begin(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Length": "22"}, content=half())
+
+    network = Network(begin, *[GONE] * 9, rest)
+    pace = Pace(requests_per_second=0, random=lambda: 0.0, attempts=3)
+    async with client_on(network, pace=pace) as client:
+        async with client.task_log(LogKey(RECORDS[0], Stage("stage1"), LogLevel.INFO)) as body:
+            assert await anext(body) == b"first half, "
+            await fails(client, *RECORDS[:3])
+            assert client.state.condition == "down"
+            broken.set()
+            assert b"".join([chunk async for chunk in body]) == b"second one"
+        assert network.asked[-1].headers["Range"] == "bytes=0-"
+        assert len(network.asked) == 11
 
 
 async def test_one_request_at_a_time_finds_out_whether_it_is_over(

@@ -9,6 +9,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from codeartsfs.api.client import LogPlace
+from codeartsfs.api.health import NotAsked
+from codeartsfs.api.pages import LogAccess, open_pages
+from codeartsfs.api.wire import LogPage
 from codeartsfs.model import LogPrefix
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
 
@@ -154,3 +157,14 @@ async def test_pages_that_change_half_way_are_mended_by_the_whole_log() -> None:
     rest = LOG[len(HERE) :]
     assert await follow(server, HERE, HERE) == [rest, rest]
     assert server.asked[-1] == "whole"
+
+
+async def test_pages_that_were_not_even_asked_for_are_no_misfit() -> None:
+    async def down(step: int, offset: int) -> LogPage:
+        raise NotAsked("the API is down", 1.0)
+
+    access = LogAccess()
+    for _ in range(5):
+        with pytest.raises(NotAsked):
+            await open_pages(access, PLACE, down, len(HERE), HERE[-4096:])
+    assert access == LogAccess()
