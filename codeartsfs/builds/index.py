@@ -10,10 +10,12 @@ SQLite does not notice flipped bits; so each answer carries a checksum of itself
 Everything that touches the file runs in worker threads.
 """
 
+import errno
 import json
 import logging
 import os
 import sqlite3
+import stat
 import threading
 import time
 import zlib
@@ -238,15 +240,14 @@ class Index:
 
     def close(self) -> None:
         self._write_now(self._unwritten)
-        self._reader.close()
-        self._writer.close()
+        self._let_go()
 
     # Everything below runs in worker threads (or after the event loop's time).
 
     def _read_now(self, query: Callable[[sqlite3.Connection], _T], nothing: _T) -> _T:
         for _ in range(2):
             try:
-                return self._reader.use(query)
+                return self._use(self._reader, query)
             except _Unusable as trouble:
                 self._warn(trouble)
                 return nothing
@@ -260,11 +261,11 @@ class Index:
             return True
         for _ in range(2):
             try:
-                self._writer.use(lambda file: _write(file, rows))
+                self._use(self._writer, lambda file: _write(file, rows))
                 self._unpruned_rows += len(rows)
                 if self._unpruned_rows >= _PRUNE_EVERY_ROWS:
                     self._unpruned_rows = 0
-                    self._writer.use(_prune)
+                    self._use(self._writer, _prune)
             except _Unusable as trouble:
                 self._warn(trouble)
                 return False
@@ -278,10 +279,25 @@ class Index:
                 return True
         return True
 
+    def _use(self, file: "_File", task: Callable[[sqlite3.Connection], _T]) -> _T:
+        if self._reader.was_replaced() or self._writer.was_replaced():
+            self._let_go()
+        return file.use(task)
+
+    def _let_go(self) -> None:
+        """Close both connections, none without the other.
+
+        A process that closes a file loses all its locks on it, whatever else has it open. SQLite
+        knows, but not of files that were replaced: where one connection went on with what belonged
+        to both, another process would truncate it, and the next access ends this one (SIGBUS).
+        """
+        with self._reader.in_use, self._writer.in_use:
+            self._reader.close()
+            self._writer.close()
+
     def _begin_anew(self, error: Exception) -> None:
         log.warning("cache: the index is damaged and was begun anew: %s", error)
-        self._reader.close()
-        self._writer.close()
+        self._let_go()
         with suppress(OSError):
             _remove(self._path)
 
@@ -301,7 +317,7 @@ class _File:
     def __init__(self, path: Path, busy_timeout_s: float) -> None:
         self._path = path
         self._busy_timeout_s = busy_timeout_s
-        self._in_use = threading.Lock()
+        self.in_use = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
 
@@ -312,10 +328,9 @@ class _File:
             _Unusable: the file is busy, full, not permitted, not there.
             sqlite3.Error: its contents are wrong.
         """
-        with self._in_use:
+        with self.in_use:
             try:
-                if self._connection is None or self._was_replaced():
-                    self._close()
+                if self._connection is None:
                     self._connection = _open(self._path, self._busy_timeout_s)
                     self._identity = self._identity_on_disk()
                 return task(self._connection)
@@ -328,25 +343,25 @@ class _File:
                 raise
 
     def close(self) -> None:
-        with self._in_use:
-            self._close()
-
-    def _close(self) -> None:
+        """Close the connection; only while it is kept from being used."""
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
 
-    def _was_replaced(self) -> bool:
-        """Whether somebody emptied the cache directory: what is open has no name any more."""
-        return self._identity != self._identity_on_disk()
+    def was_replaced(self) -> bool:
+        """Whether somebody emptied the cache directory: what is open has no name any more.
+
+        Where others began anew, SQLite may have taken the log of writes of one file for another's.
+        """
+        return self._connection is not None and self._identity != self._identity_on_disk()
 
     def _identity_on_disk(self) -> tuple[int, int]:
         try:
-            status = os.stat(self._path)
+            log_of_writes = self._path.with_name(self._path.name + "-wal")
+            return os.stat(self._path).st_ino, os.stat(log_of_writes).st_ino
         except FileNotFoundError:
             return (0, 0)
-        return status.st_dev, status.st_ino
 
 
 @asynccontextmanager
@@ -363,8 +378,15 @@ async def open_index(cache_dir: Path) -> AsyncIterator[Index]:
 
 
 def _open(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
-    # SQLite gives its side files the mode of the main one, whatever the umask.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    # SQLite gives its side files the mode of the main one, whatever the umask. One that is there
+    # is not opened here: with its closing, SQLite's other connection would lose its locks.
+    if not os.path.lexists(path):
+        _remove(path)  # what belonged to one that is gone
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OSError(errno.EINVAL, "something that is no file is in its place") from None
     for _ in range(2):
         file = sqlite3.connect(
             path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False

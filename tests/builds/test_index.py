@@ -4,6 +4,8 @@ import os
 import random
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -429,6 +431,61 @@ async def test_two_mounts_share_one_file(cache: Path) -> None:
         two.keep_stages(OTHER, (RUN,), TIMES)
         await until(lambda: count(cache, "records") == 2)
         assert set(await one.records()) == {RECORD, OTHER}
+
+
+LOOK = """
+import sqlite3, sys
+file = sqlite3.connect(sys.argv[1])
+file.execute("SELECT count(*) FROM records").fetchall()
+"""
+
+
+async def test_another_process_that_comes_and_goes_takes_nothing_away(cache: Path) -> None:
+    # Who closes a file last removes its log of writes, and locks tell who is last.
+    wal = file_of(cache).with_name("builds.sqlite3-wal")
+    async with open_index(cache) as index:
+        tell(index)
+        await until(lambda: not index._unwritten)
+        await assert_known(index)
+        before = wal.stat()
+        await trio.run_process([sys.executable, "-c", LOOK, os.fspath(file_of(cache))])
+        assert os.path.samestat(wal.stat(), before)
+
+
+REPLACED = """
+import subprocess, sys
+from pathlib import Path
+from codeartsfs.builds import index as module
+from codeartsfs.builds.index import Index
+from tests.builds.test_index import LOOK, tell
+path = Path(sys.argv[1])
+index = Index(path)
+def write():
+    tell(index)
+    assert index._write_now(index._unwritten)
+def read():
+    return index._read_now(module._records, None)
+write()
+read()
+hold = LOOK + "print(flush=True); input()"
+with subprocess.Popen([sys.executable, "-c", hold, path], stdin=-1, stdout=-1) as other:
+    other.stdout.readline()
+    path.unlink()  # and nothing beside it
+    write()
+    read()
+    other.kill()
+subprocess.run([sys.executable, "-c", LOOK, path])
+for _ in range(3):
+    write()
+    print(len(read()))
+"""
+
+
+def test_an_index_that_is_removed_in_part_ends_no_process(cache: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACED, file_of(cache)], stdout=subprocess.PIPE, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"1\n" * 3)
 
 
 async def test_what_was_told_longest_ago_goes_first(
