@@ -362,7 +362,7 @@ class LogStore:
         return stat
 
     async def refresh(self, key: LogKey) -> LogStat:
-        """Look at the API now, unless the log is final; raises as ``open`` does."""
+        """Look at the API now, unless the log is final or on its way; raises as ``open`` does."""
         opened = await self.open(key)
         try:
             entry = opened._log

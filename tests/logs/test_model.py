@@ -476,10 +476,13 @@ class Logs(RuleBasedStateMachine):
         if stat.stateless:
             possible = [version for version in versions if version.size >= stat.size_bytes]
         else:
-            slow = self.restarted or now > QUIET_S or operation.key in self.server.gone
+            slow = self.restarted or now > QUIET_S
             since = operation.begun_at - (QUIET_REFRESH_S if slow else REFRESH_S)
             if operation.boards:
                 since = min(since, self.server.called_at[operation.key])
+            gone = operation.key in self.server.gone
+            if gone or self.server.absent_at[operation.key] >= since:
+                since = -float("inf")  # while the server does not have it, what is here is shown
             possible = [
                 version
                 for version in versions
@@ -528,7 +531,8 @@ class Logs(RuleBasedStateMachine):
     async def _refresh(self, operation: Operation) -> None:
         stat = await self.store.refresh(operation.key)
         version = self.server.current(operation.key)
-        if not stat.final and version is not None and not self._troubled_since(operation):
+        excused = operation.boards or self._troubled_since(operation)
+        if not stat.final and version is not None and not excused:
             assert stat.size_bytes >= version.size_at(operation.begun_at)
 
     @rule(key=keys, most_bytes=sizes)
