@@ -10,7 +10,6 @@ SQLite does not notice flipped bits; so each answer carries a checksum of itself
 Everything that touches the file runs in worker threads.
 """
 
-import errno
 import json
 import logging
 import os
@@ -386,7 +385,7 @@ def _open(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise OSError(errno.EINVAL, "something that is no file is in its place") from None
+            raise OSError("something that is no file is in its place") from None
     for _ in range(2):
         file = sqlite3.connect(
             path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
