@@ -609,9 +609,11 @@ def test_what_a_program_was_given_is_fetched_while_it_reads_the_first(
     emulator = rig.emulator(folder)
     mounted = rig.mount(emulator, at="given", cache="given-cache")
     given = (f"{first}/stage2.info.log", f"./{second}/stage1.info.log", str(mounted / third))
-    read_the_first = ("sh", "-c", 'read -r line < "$1"; echo "$line"', "sh", *given)
-    assert rig.run(*read_the_first, cwd=mounted.path).out == b"2\n"
+    read_the_first = ("sh", "-c", 'read -r line < "$1"; kill -STOP $$', "sh", *given)
+    reader = rig.start(*read_the_first, cwd=mounted.path)
     wait_until(lambda: mounted.status()["logs"]["fetched_ahead"] == 3)
+    reader.kill()
+    rig.finish(reader)
     assert emulator.calls() == 4
     assert (
         rig.run("cat", *given[:2], mounted / third / "stage2.info.log", cwd=mounted.path).code == 0
