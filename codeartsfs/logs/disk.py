@@ -182,10 +182,12 @@ class DiskTier:
         """
         self._unsaved.append(save)
         try:
-            async with self._saving:
-                if not save.done:
-                    saves = tuple(self._unsaved)
-                    await trio.to_thread.run_sync(self._save_all, saves)
+            # Who leaves closes the file, which another's thread may be about to use.
+            with trio.CancelScope(shield=True):
+                async with self._saving:
+                    if not save.done:
+                        saves = tuple(self._unsaved)
+                        await trio.to_thread.run_sync(self._save_all, saves)
         finally:
             self._unsaved.remove(save)
 

@@ -8,18 +8,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from codeartsfs.logs import disk as disk_module
 from codeartsfs.logs.body import Body
 from codeartsfs.logs.disk import FOOTER_BYTES, CacheDirectoryError, DiskTier, LogMeta
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
-from tests.logs.fakes import KEY, RECORD, key, text
+from tests.logs.fakes import KEY, RECORD, key, text, until
 
 LOG = text(10_000)
 LIMIT = 1 << 30
@@ -320,6 +322,46 @@ async def test_logs_saved_at_the_same_moment_keep_the_limit_together(cache: Path
     sizes = {n: path.stat().st_size for n, path in enumerate((cache / "v1" / RECORD).iterdir())}
     assert sum(sizes.values()) <= limit
     assert sum(sizes.values()) == tier.used_bytes
+
+
+async def test_nobody_leaves_while_a_thread_of_another_saves_his_log(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier, go_on, flush = DiskTier(cache, LIMIT), threading.Semaphore(0), os.fsync
+    flushing: list[int] = []
+
+    def wait_and_flush(fd: int) -> None:
+        flushing.append(fd)
+        go_on.acquire()
+        flush(fd)
+
+    monkeypatch.setattr(os, "fsync", wait_and_flush)
+    scope, bodies = trio.CancelScope(), [Body(tier.new_file) for _ in range(3)]
+
+    async def save_in_memory(number: int) -> None:
+        body = bodies[number]
+        await body.append([LOG])
+        body.announce(len(LOG))
+        with scope if number == 2 else trio.CancelScope():
+            await tier.save(key(number + 1), body, meta_of(LOG))
+        body.close()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(save_in_memory, number)
+            await until(lambda: bool(flushing))
+            await wait_all_tasks_blocked()
+        try:
+            for _ in range(3):  # the first log, its record and the root of both
+                go_on.release()
+            await until(lambda: not bodies[2].in_memory)  # in the hands of the second's thread
+            scope.cancel()
+            await wait_all_tasks_blocked()
+            assert not bodies[2].in_memory  # as it is again when it was closed
+        finally:
+            for _ in range(20):
+                go_on.release()
+    assert await content_of(tier, key(3)) == LOG
 
 
 async def test_mounts_that_share_a_directory_keep_its_limit_together(cache: Path) -> None:
