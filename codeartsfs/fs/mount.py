@@ -27,8 +27,9 @@ class Mount:
 
     async def answers(self) -> None:
         """Return once the kernel has got an answer through the mount, by a real stat."""
-        device = await trio.to_thread.run_sync(os.stat, self.path, abandon_on_cancel=True)
-        _read_further_ahead(device.st_dev)
+        root = await trio.to_thread.run_sync(os.stat, self.path, abandon_on_cancel=True)
+        if root.st_ino == pyfuse3.ROOT_INODE:  # not so where it was unmounted just now
+            _read_further_ahead(root.st_dev)
 
     async def end(self, grace_s: float) -> None:
         """Take no more requests, give those under way ``grace_s`` seconds, then cancel them."""

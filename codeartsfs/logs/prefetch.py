@@ -28,6 +28,7 @@ _LOGS_OF_A_RECORD = 8  # about; what a record counts among them
 _WALK_TTL_S = 5.0  # without another open a walk is over
 _LARGEST_BYTES = 32 << 20  # a larger log pays for its own latency
 _WALKS = 1000
+_MOST_BEGUN = 10_000
 
 What = RecordId | LogKey
 
@@ -155,6 +156,8 @@ class Prefetcher:
     def _start(self, walk: _Walk, what: What) -> None:
         levels = 0 if isinstance(what, LogKey) else len(walk.levels)
         if (what, levels) not in walk.begun:
+            if len(walk.begun) >= _MOST_BEGUN:  # by who never pauses
+                walk.begun.clear()  # what is here is not fetched again
             walk.begun.add((what, levels))
             self._run(self._fetch, walk, what)
 
