@@ -52,7 +52,7 @@ _REMEMBERED_LOGS = 100_000
 _SCANNED_RECORDS = 20_000
 _MOST_ERRORS = 1000
 _TAIL_BYTES = 4096
-_QUEUED_CHUNKS = 16  # of up to 256 KiB: what the network may be ahead of the disk
+_QUEUED_CHUNKS = 8  # of up to 256 KiB, ahead of the disk; more fall out of the processor's cache
 
 
 class LogAnswer(Protocol):

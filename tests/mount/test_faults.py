@@ -537,6 +537,8 @@ class RecordListing(Cell):
         names = b"" if self.forbidden else self.names
         self.require(self.ls(self.record), self.expected, names)
         time.sleep(max(0, self._told_at + 5.5 - time.monotonic()))  # told too long ago by now
+        if self.known != RIGHT:  # what is known is shown while other faults make the API look down
+            wait_until(lambda: self.ls(self._seen).code != 0, DEADLINE_S)
         self.require(self.ls(self._seen), self.known, self.names)
         self.check_others()
 
