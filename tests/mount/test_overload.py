@@ -18,7 +18,7 @@ pytestmark = pytest.mark.fuse
 RECORDS, STAGES = 20, 25
 IDLE_LOGS = 64  # kept open by the store after their last close, for who comes back
 CONNECTIONS = 40  # and what else a daemon has open
-LARGE = RECORDS  # a record whose logs are too large to be read from memory
+LARGE = range(RECORDS, RECORDS + 4)  # their logs are too large to be read from memory
 MIB = 1 << 20
 
 
@@ -37,8 +37,9 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for record in range(RECORDS):
         names = [log.partition("/")[2] for log in logs(record)]
         write_record(folder, record, {name: content(record, name) for name in names})
-    names = [log.partition("/")[2] for log in logs(LARGE)]
-    write_record(folder, LARGE, {name: 12 * content(LARGE, name) for name in names})
+    for record in LARGE:
+        names = [log.partition("/")[2] for log in logs(record)]
+        write_record(folder, record, {name: 12 * content(record, name) for name in names})
     return folder
 
 
@@ -195,8 +196,8 @@ def test_a_daemon_out_of_descriptors_gives_errors_and_recovers(rig: Rig, recordi
     scales = Scales(mounted)
     few = scales.descriptors() + 20
     resource.prlimit(mounted.process.pid, resource.RLIMIT_NOFILE, (few, few))
-    wanted = logs(LARGE)
-    holder = rig.run(sys.executable, "-c", HOLDER, mounted.path, recordings, "50", *wanted)
+    wanted = logs(*LARGE)
+    holder = rig.run(sys.executable, "-c", HOLDER, mounted.path, recordings, "200", *wanted)
     assert os.strerror(errno.EIO).encode() in holder.err
     outcomes = read_all(rig, mounted, recordings, wanted)
     assert outcomes.keys() <= {"whole", os.strerror(errno.EIO)}
