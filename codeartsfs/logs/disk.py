@@ -221,16 +221,8 @@ class DiskTier:
     def _path(self, key: LogKey) -> Path:
         return self._root / key.record / key.file_name
 
-    @contextmanager
-    def _directory(self, record: RecordId) -> Iterator[int]:
-        fd = os.open(self._root / record, os.O_RDONLY | os.O_DIRECTORY | _CAUTIOUSLY)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
     def _open(self, key: LogKey, access: int = os.O_RDONLY) -> int:
-        with self._directory(key.record) as directory:
+        with _directory(self._root / key.record) as directory:
             return os.open(key.file_name, access | _CAUTIOUSLY, dir_fd=directory)
 
     def _load(self, key: LogKey) -> tuple[Body, LogMeta] | None:
@@ -283,8 +275,7 @@ class DiskTier:
 
         def flush_name(save: "_Save") -> None:
             if save.key.record not in flushed:
-                with self._directory(save.key.record) as directory:
-                    os.fsync(directory)
+                _fsync_directory(self._root / save.key.record)
                 flushed.add(save.key.record)
 
         for step in (self._reserve, self._write_entry, self._flush_entry, self._enter, flush_name):
@@ -325,7 +316,7 @@ class DiskTier:
             pass
         else:
             _fsync_directory(self._root)
-        with self._directory(key.record) as directory:
+        with _directory(self._root / key.record) as directory:
             os.replace(tmp, key.file_name, dst_dir_fd=directory)
 
     def _remove(self, key: LogKey) -> None:
@@ -587,12 +578,18 @@ def _lock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+@contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _CAUTIOUSLY)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
+
+
+def _fsync_directory(path: Path) -> None:
+    with _directory(path) as fd:
+        os.fsync(fd)
 
 
 def _hash_file(fd: int, size_bytes: int) -> "hashlib._Hash":
