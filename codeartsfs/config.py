@@ -68,12 +68,16 @@ def size_bytes(text: str) -> int:
     return int(size)
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan  # which is in no range
+
+
 def seconds(text: str) -> float:
     """Parse a time in seconds, at least 0.1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0.1 <= value < math.inf:
         raise click.BadParameter(f"{text!r} is not a number of seconds from 0.1 upwards")
     return value
@@ -81,10 +85,7 @@ def seconds(text: str) -> float:
 
 def rate(text: str) -> float:
     """Parse a number per second, 0 for no limit."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not value >= 0:
         raise click.BadParameter(f"{text!r} is not a rate from 0 upwards")
     return value

@@ -484,7 +484,7 @@ class ApiClient:
                 raise BadAnswer(f"{what}: redirected to what is no host name") from None
             if response.status_code not in _NO_ANSWER | {401}:
                 self._health.answered()
-            # From here on silence means a stall. httpcore looks this up as the body begins.
+            # From here on silence means a stall. The transport looks this up as it reads.
             response.request.extensions.get("timeout", {})["read"] = self._idle_timeout_s
             if response.status_code not in _REDIRECTS or "Location" not in response.headers:
                 return response

@@ -12,7 +12,6 @@ import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from urllib.request import getproxies, proxy_bypass
 
 import h11
@@ -71,14 +70,6 @@ class DirectTransport(httpx.AsyncBaseTransport):
         for connection in self._idle:
             connection.close()
         self._idle.clear()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        await self.aclose()
 
     def _take(self, origin: Origin) -> "_Connection | None":
         now = trio.current_time()
@@ -174,17 +165,16 @@ class _Connection:
             return bytes(await self._stream.receive_some(_READ_BYTES))
 
     async def exchange(self, request: httpx.Request) -> httpx.Response:
-        wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+        content = await request.aread()
         with _errors_of_httpx():
-            question = wire.send(
+            wire, question = _question(
                 h11.Request(
                     method=request.method.encode(),
                     target=request.url.raw_path,
                     headers=request.headers.raw,
-                )
+                ),
+                content,
             )
-            question += wire.send(h11.Data(data=await request.aread()))
-            question += wire.send(h11.EndOfMessage())
         with _within(_timeout_s(request, "write"), httpx.WriteTimeout, httpx.WriteError):
             await self._stream.send_all(question)
         head = await _head(wire, functools.partial(self.receive, request))
@@ -310,18 +300,23 @@ async def _tunnel(stream: trio.abc.Stream, proxy: httpx.URL, target: str) -> Non
     Raises:
         httpx.ProxyError: it does not want to.
     """
-    wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
     headers = [("Host", target)]
     if proxy.username:
         who = b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
         headers.append(("Proxy-Authorization", f"Basic {who}"))
     with _errors_of_httpx():
-        question = wire.send(h11.Request(method="CONNECT", target=target, headers=headers))
-        question += wire.send(h11.EndOfMessage())
+        wire, question = _question(h11.Request(method="CONNECT", target=target, headers=headers))
     await stream.send_all(question)
     head = await _head(wire, stream.receive_some)
     if not 200 <= head.status_code < 300:
         raise httpx.ProxyError(f"the proxy answers {head.status_code}")
+
+
+def _question(head: h11.Request, content: bytes = b"") -> tuple[h11.Connection, bytes]:
+    """Return what will read the answer to a request, and the request as it is sent."""
+    wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+    events = (head, h11.Data(data=content), h11.EndOfMessage())
+    return wire, b"".join(wire.send(event) or b"" for event in events)
 
 
 async def _head(

@@ -322,8 +322,8 @@ class Tree:
             case BuildLink(directory):
                 return len(self._up_from(directory)) + 36  # like every record id
             case FailedLink(record):
-                failed = first_failed(self._catalog.known_stages(record) or ())
-                return len(LogKey(record, failed.stage, LogLevel.INFO).file_name) if failed else 0
+                failed = self.failed_log(record)
+                return len(failed.file_name) if failed else 0
             case NameLink(key):
                 return len(f"../{key.file_name}")
 

@@ -55,12 +55,12 @@ class _Walk:
     """What one process has opened of late, and what was fetched ahead of it.
 
     Attributes:
-        given: what its command line names; None until that was read.
+        given: what its command line names, once that was read.
         begun: what is on its way or here; a record once more for every level that is added.
     """
 
     record: RecordId
-    given: Sequence[What] | None = None
+    given: Sequence[What] = ()
     places: dict[What, int] = field(default_factory=dict)
     opened: set[LogKey] = field(default_factory=set)
     levels: set[LogLevel] = field(default_factory=set)
@@ -87,7 +87,7 @@ class _Walk:
     def given_after(self, key: LogKey) -> Iterator[What]:
         """Yield what follows a log on the command line, or the record that it belongs to."""
         place = self.places.get(key, self.places.get(key.record))
-        if place is None or self.given is None:
+        if place is None:
             return
         left = _LOGS_AHEAD
         for what in islice(self.given, place + 1, place + 1 + _LOGS_AHEAD):
