@@ -126,10 +126,15 @@ class Bench:
 
     def rss_mib(self) -> tuple[float, float]:
         """Return the daemon's resident memory, now and at most."""
-        lines = Path(f"/proc/{self.pid()}/status").read_text().splitlines()
-        values = dict(line.split(":", 1) for line in lines)
-        now, most = (int(values[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
-        return now, most
+        return resident_mib(self.pid())
+
+
+def resident_mib(pid: int) -> tuple[float, float]:
+    """Return the resident memory of a process, now and at most."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    now, most = (int(values[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 def rclone() -> str | None:
@@ -168,8 +173,7 @@ class Foreground:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def peak_mib(self) -> float:
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+        return resident_mib(self.pid)[1]
 
 
 @contextmanager
