@@ -29,26 +29,33 @@ _ALWAYS = frozenset({"ro", "nosuid", "nodev", "noexec", "default_permissions"})
 
 
 @dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """One use of the API and of the cache."""
+
+    endpoint: str
+    ca_file: str | None
+    projects: tuple[ProjectId, ...]
+    builds_per_job: int
+    max_downloads: int
+    max_requests_per_second: float
+    cache_dir: Path | None
+    cache_size_bytes: int
+    memory_cache_bytes: int
+    refresh_s: float
+    settle_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class MountConfig:
     """One mount."""
 
     mountpoint: Path
-    endpoint: str
-    cache_dir: Path | None
-    cache_size_bytes: int
-    memory_cache_bytes: int
+    session: SessionConfig
     deadline_s: float
     stat_size: str
-    max_downloads: int
-    max_requests_per_second: float
-    refresh_s: float
-    settle_s: float
-    crawlers: frozenset[str] | None  # None: those that are known
-    ca_file: str | None
-    mount_options: frozenset[str]
     prefetch: int
-    projects: tuple[ProjectId, ...] = ()
-    builds_per_job: int = 100
+    crawlers: frozenset[str] | None  # None: those that are known
+    options: frozenset[str]
 
 
 def user_file() -> Path:

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codeartsfs import cli
+from codeartsfs.commands import exits
+from codeartsfs.commands.mount import mount
 from codeartsfs.config import mount_options, read_files
 from tests.scale import scaled
 
@@ -21,7 +23,7 @@ unhurried = settings(
 
 OPTIONS = sorted(
     option.name
-    for option in cli.mount.params
+    for option in mount.params
     if isinstance(option, click.Option) and option.name not in (None, "config", "daemon")
 )
 WORDS = ["0", "-1", "1e9", "nan", "inf", "-inf", "512M", "9" * 400, "9" * 5000, "1.5GiB", "none"]
@@ -53,7 +55,7 @@ def run(arguments: list[str], **environment: str) -> None:
         cli.main, ["mount", *arguments], env=env | {"HOME": home} | environment
     )
     assert isinstance(outcome.exception, SystemExit), outcome.exception
-    assert outcome.exit_code in (cli.EXIT_USAGE, cli.EXIT_CREDENTIALS, cli.EXIT_MOUNT_POINT)
+    assert outcome.exit_code in (exits.USAGE, exits.CREDENTIALS, exits.MOUNT_POINT)
     assert "Error: " in outcome.output
     assert "Traceback" not in outcome.output
 

@@ -1,0 +1,87 @@
+"""From options to what opens a session: which API, as whom, with which cache."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+
+from codeartsfs.commands import exits
+from codeartsfs.config import SessionConfig, default_cache_dir
+
+if TYPE_CHECKING:
+    from codeartsfs.api.auth import Credentials
+
+
+def session_config(settings: Mapping[str, Any]) -> "tuple[SessionConfig, Credentials]":
+    """Make a session of the values of ``api_options`` and ``cache_options``.
+
+    Ends the command, in one line, where no API is chosen or there are no credentials.
+    """
+    from codeartsfs.api.auth import CredentialsError, load_credentials
+    from codeartsfs.api.endpoints import is_loopback
+
+    address = _address(settings["endpoint"], settings["region"])
+    try:
+        credentials = load_credentials(
+            os.environ,
+            Path.home(),
+            region=settings["region"] or "",
+            # What listens on this machine is its own IAM: a password must not leave it.
+            iam_endpoint=address if is_loopback(urlsplit(address).hostname or "") else "",
+        )
+    except CredentialsError as error:
+        exits.refuse(str(error), exits.CREDENTIALS)
+    if credentials is None:
+        exits.refuse(
+            "no credentials: set CODEARTSFS_TOKEN, CODEARTSFS_TOKEN_FILE, HUAWEICLOUD_SDK_AK and"
+            " HUAWEICLOUD_SDK_SK, or CODEARTSFS_USER, CODEARTSFS_PASSWORD and CODEARTSFS_ACCOUNT",
+            exits.CREDENTIALS,
+        )
+    config = SessionConfig(
+        endpoint=address,
+        ca_file=settings["ca_file"],
+        projects=tuple(dict.fromkeys(settings["project"])),
+        builds_per_job=settings["builds_per_job"],
+        max_downloads=settings["max_downloads"],
+        max_requests_per_second=settings["max_requests_per_second"],
+        cache_dir=cache_directory(settings["cache_dir"]),
+        cache_size_bytes=settings["cache_size"],
+        memory_cache_bytes=settings["memory_cache"],
+        refresh_s=settings["refresh"],
+        settle_s=settings["settle"],
+    )
+    return config, credentials
+
+
+def cache_directory(chosen: str | None) -> Path | None:
+    """Return what ``--cache-dir`` means; None for no cache."""
+    if chosen == "none":
+        return None
+    return Path(chosen).expanduser().absolute() if chosen else default_cache_dir()
+
+
+def _address(endpoint: str | None, region: str | None) -> str:
+    from codeartsfs.api.endpoints import EndpointError, check_endpoint, endpoint_for_region
+
+    if endpoint and region:
+        if _distance("endpoint") == _distance("region") == 0:
+            raise click.UsageError("give --region or --endpoint, not both")
+        if _distance("region") < _distance("endpoint"):
+            endpoint = None
+    if not endpoint and not region:
+        raise click.UsageError("which API? give --region NAME or --endpoint URL")
+    try:
+        return check_endpoint(endpoint) if endpoint else endpoint_for_region(region or "")
+    except EndpointError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _distance(name: str) -> int:
+    """How far from the command line (0) an option was set: there, environment, file, default."""
+    kinds = click.core.ParameterSource
+    order = (kinds.COMMANDLINE, kinds.ENVIRONMENT, kinds.DEFAULT_MAP, kinds.DEFAULT)
+    source = click.get_current_context().get_parameter_source(name)
+    return order.index(source) if source in order else len(order)

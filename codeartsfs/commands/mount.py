@@ -1,0 +1,144 @@
+"""``codeartsfs mount``, ``umount`` and ``refresh``."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from codeartsfs.commands import exits
+from codeartsfs.commands.connect import session_config
+from codeartsfs.commands.options import (
+    api_options,
+    cache_options,
+    config_option,
+    logging_options,
+    mount_options,
+)
+from codeartsfs.config import MountConfig, mount_point
+
+
+@click.command()
+@click.argument("mountpoint", type=mount_point)
+@api_options
+@cache_options
+@mount_options
+@click.option("--daemon", is_flag=True, help="Go to the background once the mount answers.")
+@logging_options
+@config_option
+def mount(
+    mountpoint: Path,
+    deadline: float,
+    stat_size: str,
+    prefetch: int,
+    crawlers: frozenset[str] | None,
+    options: frozenset[str],
+    daemon: bool,
+    log_level: str,
+    log_format: str,
+    log_file: str | None,
+    **settings: Any,
+) -> None:
+    """Show build logs as files below MOUNTPOINT.
+
+    Credentials come from the environment: CODEARTSFS_TOKEN or CODEARTSFS_TOKEN_FILE,
+    HUAWEICLOUD_SDK_AK and _SK, CODEARTSFS_USER, _PASSWORD and _ACCOUNT, or from
+    ~/.huaweicloud/credentials.
+
+    Exit codes: 0 unmounted, 1 failure, 2 usage or configuration, 3 credentials,
+    4 mount point, 5 no FUSE here.
+    """
+    from codeartsfs.diagnostics import set_up_logging
+    from codeartsfs.fs import mountpoint as mountpoints
+
+    session, credentials = session_config(settings)
+    try:
+        mountpoints.check_fuse()
+        mountpoints.check_options(options)
+        where = mountpoints.prepare(mountpoint)
+    except mountpoints.NoFuseError as error:
+        exits.refuse(str(error), exits.NO_FUSE)
+    except mountpoints.MountPointError as error:
+        exits.refuse(str(error), exits.MOUNT_POINT)
+    cache = session.cache_dir
+    if cache is not None and cache.resolve().is_relative_to(where):
+        raise click.UsageError(f"the cache directory {cache} must not lie below the mount point")
+    config = MountConfig(
+        mountpoint=where,
+        session=session,
+        deadline_s=deadline,
+        stat_size=stat_size,
+        prefetch=prefetch,
+        crawlers=crawlers,
+        options=options,
+    )
+    set_up_logging(log_level, log_format, log_file)
+    if daemon:
+        from codeartsfs import background
+
+        with background.detached(syslog=log_file is None) as ready:
+            _serve(config, credentials, ready)
+    else:
+        _serve(config, credentials, lambda: None)
+
+
+def _serve(config: MountConfig, credentials: Any, on_ready: Callable[[], None]) -> None:
+    import trio
+
+    from codeartsfs.api.endpoints import EndpointError
+    from codeartsfs.daemon import serve
+    from codeartsfs.fs.mountpoint import MountPointError
+    from codeartsfs.logs.disk import CacheDirectoryError
+    from codeartsfs.notify import Notifier
+
+    # Nurseries group what they raise; of a failed start there is only one thing to say.
+    try:
+        try:
+            trio.run(serve, config, credentials, Notifier(), on_ready)
+        except BaseExceptionGroup as group:
+            raise exits.first(group) from group
+    except (EndpointError, CacheDirectoryError) as error:
+        exits.refuse(str(error), exits.USAGE)
+    except MountPointError as error:
+        exits.refuse(str(error), exits.MOUNT_POINT)
+
+
+@click.command()
+@click.argument("mountpoint", type=mount_point)
+@click.option("--lazy", is_flag=True, help="Even if busy: open files stay open until closed.")
+def umount(mountpoint: Path, lazy: bool) -> None:
+    """Unmount MOUNTPOINT, also after its daemon died."""
+    from codeartsfs.fs import mountpoint as mountpoints
+
+    try:
+        mountpoints.unmount(mountpoint, lazy=lazy)
+    except mountpoints.NoFuseError as error:
+        exits.refuse(str(error), exits.NO_FUSE)
+    except mountpoints.MountPointError as error:
+        exits.refuse(str(error), exits.MOUNT_POINT)
+
+
+@click.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+def refresh(paths: tuple[str, ...]) -> None:
+    """Look at the API now for each PATH in a mount, however new what is known of it is.
+
+    Of use where the API does not tell whether a log can still grow. A PATH may be a log, a
+    record, a job or by-job itself. Exit code 1 where one could not be refreshed.
+    """
+    failed = False
+    for path in paths:
+        try:
+            outcome = os.getxattr(path, "user.codearts.refresh").decode()
+        except OSError as error:
+            not_ours = error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)
+            reason = "nothing that a mount of codeartsfs shows" if not_ours else error.strerror
+            click.echo(f"Error: {path}: {reason}", err=True)
+            failed = True
+        else:
+            click.echo(f"{path}: {outcome}")
+    if failed:
+        sys.exit(exits.FAILURE)
