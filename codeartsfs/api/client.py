@@ -464,10 +464,13 @@ class ApiClient:
         Raises:
             TemporaryFailure: no answer, for reasons that may pass.
         """
+        async with self._health.admitted():
+            return await self._send(path, query, headers)
+
+    async def _send(self, path: str, query: Query, headers: Mapping[str, str]) -> httpx.Response:
         what = f"GET {path}"
         url = httpx.URL(self._base + path + canonical_query(query))
         credentials = self._credentials
-        self._health.admit()
         for _ in range(_MOST_REDIRECTS + 1):
             request = self._http.build_request("GET", url, headers=dict(headers))
             await self._pace.admit()

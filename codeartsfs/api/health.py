@@ -1,12 +1,15 @@
 """Whether the API answers at all, as all requests together see it: a circuit breaker.
 
 One log that fails is that log's trouble. When requests for several different things gave up
-one after the other and nothing succeeded between, the API is down or refuses us. From then on
-requests fail at once, but for one every few seconds that finds out whether it is over.
+one after the other and nothing was answered for a second, the API is down or refuses us. From
+then on requests fail at once, but for one every few seconds that finds out whether it is over;
+who comes while that one is under way waits for what it finds.
 """
 
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -17,6 +20,7 @@ from codeartsfs.errors import AccessDenied, ApiUnavailable, CodeArtsError, Forbi
 log = logging.getLogger(__name__)
 
 _DIFFERENT_FAILURES = 3
+_SILENCE_S = 1.0  # many things may fail at the same moment, each for a reason of its own
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 5.0
 
@@ -57,28 +61,42 @@ class Health:
     def __init__(self) -> None:
         self.state = ApiState()
         self._failed: set[str] = set()
+        self._answered_at = -float("inf")  # trio's clock
         self._pause_s = _FIRST_PAUSE_S
         self._ask_at = 0.0  # trio's clock
+        self._probe: trio.Event | None = None  # set when it is over
 
-    def admit(self) -> None:
+    @asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
         """Let a request pass, or raise what it would find anyway.
 
         Raises:
             NotAsked: the API is down.
             AccessDenied: it refuses our credentials.
         """
+        if self.state.condition != "ok" and self._probe is not None:
+            with trio.move_on_at(self._ask_at):
+                await self._probe.wait()
         if self.state.condition == "ok":
+            yield
             return
-        now = trio.current_time()
-        if now < self._ask_at:
-            for_s = self._ask_at - now
+        for_s = self._ask_at - trio.current_time()
+        if for_s > 0:
             told = f"{self.state.error} (not asked again for {for_s:.1f} s)"
             raise AccessDenied(told) if self.state.condition == "refused" else NotAsked(told, for_s)
         self._pause()
+        probe = self._probe = trio.Event()
+        try:
+            yield
+        finally:
+            probe.set()
+            if self._probe is probe:
+                self._probe = None
 
     def answered(self) -> None:
         """Take note of an answer to some request, be it a pleasant one or not."""
         self._failed.clear()
+        self._answered_at = trio.current_time()
         if self.state.condition != "ok":
             log.warning("the API answers again")
             self.state = ApiState(since_s=time.time())
@@ -97,7 +115,8 @@ class Health:
             return
         if self.state.condition == "ok":
             self._failed.add(what)
-            if len(self._failed) < _DIFFERENT_FAILURES:
+            silent_s = trio.current_time() - self._answered_at
+            if len(self._failed) < _DIFFERENT_FAILURES or silent_s < _SILENCE_S:
                 return
             self._failed.clear()
             self._pause_s = _FIRST_PAUSE_S

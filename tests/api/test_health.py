@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from codeartsfs.api.client import ApiClient
 from codeartsfs.api.health import NotAsked
@@ -89,6 +89,7 @@ async def test_a_log_that_breaks_off_meanwhile_goes_on_where_it_was(
     async with client_on(network, pace=pace) as client:
         async with client.task_log(LogKey(RECORDS[0], Stage("stage1"), LogLevel.INFO)) as body:
             assert await anext(body) == b"first half, "
+            await trio.sleep(1)
             await fails(client, *RECORDS[:3])
             assert client.state.condition == "down"
             broken.set()
@@ -114,6 +115,58 @@ async def test_one_request_at_a_time_finds_out_whether_it_is_over(
         assert client.state.condition == "ok"
         assert not client.state.error
     assert "the API answers again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends"), [(good_stages(), []), (GONE, [ApiUnavailable] + [NotAsked] * 4)]
+)
+async def test_who_comes_while_one_finds_out_waits_for_what_it_finds(
+    answer: httpx.Response | Exception, ends: list[type[Exception]], autojump_clock: MockClock
+) -> None:
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await trio.sleep(0.5)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    network = Network(GONE, GONE, GONE, slowly, good_stages())
+    async with client_of(network) as client:
+        await fails(client, *RECORDS[:3])
+        await trio.sleep(1)
+        found: list[type[Exception]] = []
+
+        async def ask(record: RecordId) -> None:
+            found.extend(await fails(client, record))
+
+        async with trio.open_nursery() as nursery:
+            for record in RECORDS[3:8]:
+                nursery.start_soon(ask, record)
+        assert sorted(found, key=str) == sorted(ends, key=str)
+        assert len(network.asked) == (4 if ends else 8)
+
+
+async def test_a_probe_that_does_not_come_back_holds_nobody_up_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    async def never(request: httpx.Request) -> httpx.Response:
+        await trio.sleep_forever()
+
+    network = Network(GONE, GONE, GONE, never)
+    async with client_of(network) as client:
+        await fails(client, *RECORDS[:3])
+        await trio.sleep(1)
+        ends: list[type[Exception]] = []
+
+        async def ask(record: RecordId) -> None:
+            ends.extend(await fails(client, record))
+
+        async with trio.open_nursery() as nursery:
+            for record in RECORDS[3:7]:
+                nursery.start_soon(ask, record)
+                await wait_all_tasks_blocked()
+            await trio.sleep(2.5)
+            assert ends == [NotAsked] * 2  # one is the probe, and one of the others the next
+            nursery.cancel_scope.cancel()
 
 
 async def test_it_never_takes_longer_than_five_seconds_to_find_out(
@@ -167,6 +220,19 @@ async def test_any_answer_between_makes_the_count_begin_anew(autojump_clock: Moc
     async with client_of(network) as client:
         await fails(client, *RECORDS[:10])
         assert len(network.asked) == 10
+
+
+async def test_things_that_fail_while_others_are_answered_are_their_own_trouble(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(good_stages(), GONE)
+    async with client_of(network) as client:
+        assert await fails(client, RECORDS[0]) == []
+        await trio.sleep(0.9)
+        assert await fails(client, *RECORDS[1:6]) == [ApiUnavailable] * 5
+        assert client.state.condition == "ok"
+        await trio.sleep(0.1)
+        assert await fails(client, *RECORDS[1:3]) == [ApiUnavailable, NotAsked]
 
 
 async def test_refused_credentials_are_not_tried_on_everything(autojump_clock: MockClock) -> None:
