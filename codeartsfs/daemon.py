@@ -4,7 +4,6 @@ Nesting is ownership: the client outlives the store, the store outlives the moun
 """
 
 import ctypes
-import json
 import logging
 import os
 import resource
@@ -12,12 +11,10 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from urllib.parse import urlsplit
 
 import trio
 
-import codeartsfs
 from codeartsfs.api.auth import Credentials
 from codeartsfs.config import MountConfig
 from codeartsfs.fs.attributes import Attributes
@@ -30,6 +27,7 @@ from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.names import LogKey, RecordId
 from codeartsfs.notify import Notifier
 from codeartsfs.session import Session, cancelled_at_the_end, open_session
+from codeartsfs.status import ControlFiles, Kernel, Snapshot, Tier
 
 log = logging.getLogger(__name__)
 
@@ -61,35 +59,44 @@ async def serve(
         ahead = await stack.enter_async_context(cancelled_at_the_end())
         # The rest of the downloads is for those who wait.
         most_ahead = min(config.prefetch, config.session.max_downloads * 3 // 4 or 1)
-        status = _Status(config, credentials, session)
+        mounted_at_s = time.time()
         tree = Tree(catalog, jobs, store)
 
         async def given(process: int) -> Sequence[RecordId | LogKey]:
             paths = await trio.to_thread.run_sync(paths_given, process, config.mountpoint)
             return await tree.places(paths)
 
+        def snapshot() -> Snapshot:
+            return _snapshot(config, credentials, session, operations, mounted_at_s)
+
+        status = ControlFiles(snapshot)
         operations = Operations(
             tree,
             store,
             Attributes(catalog, jobs, store),
             Prefetcher(store, tree, given, ahead, most_ahead),
             watched,
-            status=status.as_json,
+            control=status,
             stat_size=StatSize(config.stat_size),
             refresh_s=config.session.refresh_s,
         )
-        status.operations = operations
         source = f"codearts:{urlsplit(config.session.endpoint).netloc}"
         mount = await stack.enter_async_context(
             open_mount(config.mountpoint, operations, watched, source, config.options)
         )
-        await _look_after(mount, status, notifier, on_ready)
+        await _look_after(mount, session, status, notifier, on_ready)
 
 
 async def _look_after(
-    mount: Mount, status: "_Status", notifier: Notifier, on_ready: Callable[[], None]
+    mount: Mount,
+    session: Session,
+    status: ControlFiles,
+    notifier: Notifier,
+    on_ready: Callable[[], None],
 ) -> None:
     async with trio.open_nursery() as nursery:
+        if session.store.disk is not None:
+            nursery.start_soon(session.store.disk.survey)  # nothing waits for what is counted
         nursery.start_soon(_end_on_signal, mount, notifier)
         nursery.start_soon(_report, mount, status, notifier, on_ready)
         if notifier.watchdog_interval_s is not None:
@@ -110,16 +117,16 @@ async def _end_on_signal(mount: Mount, notifier: Notifier) -> None:
 
 
 async def _report(
-    mount: Mount, status: "_Status", notifier: Notifier, on_ready: Callable[[], None]
+    mount: Mount, status: ControlFiles, notifier: Notifier, on_ready: Callable[[], None]
 ) -> None:
     await mount.answers()
     log.info("mounted at %s", mount.path)
-    notifier.status(status.as_line())
+    notifier.status(status.line())
     notifier.ready()
     on_ready()
     while True:
         await trio.sleep(_STATUS_EVERY_S)
-        notifier.status(status.as_line())
+        notifier.status(status.line())
 
 
 async def _prove_life(mount: Mount, notifier: Notifier, every_s: float) -> None:
@@ -138,51 +145,44 @@ async def _prove_life(mount: Mount, notifier: Notifier, every_s: float) -> None:
         await trio.sleep(every_s)
 
 
-class _Status:
-    """What the mount says of itself, in a file and in one line."""
-
-    operations: Operations
-
-    def __init__(self, config: MountConfig, credentials: Credentials, session: Session) -> None:
-        self._config = config
-        self._credentials = credentials
-        self._client = session.client
-        self._store = session.store
-        self._since = time.time()
-
-    def as_json(self) -> bytes:
-        disk = self._store.disk
-        content = {
-            "version": codeartsfs.__version__,
-            "pid": os.getpid(),
-            "mountpoint": os.fspath(self._config.mountpoint),
-            "endpoint": self._config.session.endpoint,
-            "credentials": self._credentials.kind,
-            "mounted_at_s": round(self._since, 3),
-            "kernel": {
-                "opens": self.operations.opens,
-                "reads": self.operations.reads,
-                "inodes": len(self.operations.inodes),
-            },
-            "logs": asdict(self._store.statistics()),
-            "memory_cache": {
-                "used_bytes": self._store.memory.used_bytes,
-                "limit_bytes": self._store.memory.limit_bytes,
-            },
-            "disk_cache": disk and {"used_bytes": disk.used_bytes, "limit_bytes": disk.limit_bytes},
-            "api": {**asdict(self._client.state), **asdict(self._client.statistics)},
-        }
-        return json.dumps(content, indent=2).encode() + b"\n"
-
-    def as_line(self) -> str:
-        logs, api = self._store.statistics(), self._client.statistics
-        state = self._client.state
-        trouble = f"; the API is {state.condition}: {state.error}" if state.error else ""
-        return (
-            f"{self._config.mountpoint}: {logs.open_logs} logs open, {logs.downloading} coming,"
-            f" {logs.downloads} downloaded, {api.requests} API requests, {api.retries} retries"
-            f"{trouble}"
-        )
+def _snapshot(
+    config: MountConfig,
+    credentials: Credentials,
+    session: Session,
+    operations: Operations,
+    mounted_at_s: float,
+) -> Snapshot:
+    client, store = session.client, session.store
+    waits = operations.waits
+    disk, memory = store.disk, store.memory
+    on_disk = None
+    if disk is not None:
+        on_disk = Tier(disk.used_bytes, disk.limit_bytes, disk.log_count, disk.evicted_logs)
+    return Snapshot(
+        config=config,
+        pid=os.getpid(),
+        mounted_at_s=mounted_at_s,
+        at_s=time.time(),
+        credentials=credentials.kind,
+        credentials_expire_in_s=credentials.expires_in_s,
+        kernel=Kernel(
+            opens=operations.opens,
+            reads=operations.reads,
+            read_bytes=operations.read_bytes,
+            inodes=len(operations.inodes),
+            durations={operation: took.copy() for operation, took in waits.durations.items()},
+            failures=dict(waits.failures),
+            slowest=waits.slowest(),
+        ),
+        logs=store.statistics(),
+        flights=store.flights(),
+        memory=Tier(memory.used_bytes, memory.limit_bytes, len(memory)),
+        disk=on_disk,
+        api=client.state,
+        trouble=client.trouble,
+        counts=client.statistics,
+        calls=client.calls(),
+    )
 
 
 def _allow_many_files() -> None:

@@ -68,6 +68,11 @@ class Credentials(httpx.Auth):
 
     kind: str
 
+    @property
+    def expires_in_s(self) -> float | None:
+        """Seconds until what is sent now is refused, where we know; it renews itself before."""
+        return None
+
     @abstractmethod
     def secrets(self) -> Iterable[Secret]:
         """Return everything that must not be seen, as known at this moment."""
@@ -272,6 +277,10 @@ class PasswordAuth(Credentials):
         self._pause_until = 0.0
         self._refusal = ""
         self._renewed_on_401_at: float | None = None
+
+    @property
+    def expires_in_s(self) -> float | None:
+        return self._expires_at - trio.current_time() if self._token else None
 
     def secrets(self) -> Iterable[Secret]:
         return (self._password, self._token)

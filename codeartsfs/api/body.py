@@ -34,6 +34,7 @@ ENVELOPE_LIMIT_BYTES = 64 << 10
 _OVERLAP_BYTES = 4 << 10
 _INFLATE_STEP_BYTES = 256 << 10
 _UNWIND_S = 1.0
+RECEIVED = "received"  # the extension of a response that is told how many bytes of it came
 
 Delivered = Callable[[int], Awaitable["hashlib._Hash"]]
 """Returns the hash of the first so many bytes of a log, once whoever reads it has them."""
@@ -66,6 +67,10 @@ _TIMEOUTS: Mapping[type[httpx.HTTPError], str] = {
 }
 
 
+def _nobody(count: int) -> None:
+    pass
+
+
 class Chunks:
     """The decoded body of one response, piece by piece as it arrives; memory stays flat.
 
@@ -80,6 +85,7 @@ class Chunks:
         # Not response.aiter_raw(), which refuses what a transport without a network has read.
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._raw = aiter(response.stream)
+        self._received: Callable[[int], None] = response.extensions.get(RECEIVED, _nobody)
         self._begun = False
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         self.identity = encoding in {"", "identity"}
@@ -98,11 +104,9 @@ class Chunks:
         try:
             if inflate is None:
                 self.check_encoding()
-                while not (chunk := await self._raw.__anext__()):
-                    pass
-                return chunk
+                return await self._arrived()
             while not (chunk := inflate.output()):
-                inflate.feed(await self._raw.__anext__())
+                inflate.feed(await self._arrived())
             return chunk
         except StopAsyncIteration:
             if inflate is not None and not inflate.complete:
@@ -112,6 +116,12 @@ class Chunks:
             raise TemporaryFailure(f"{self._what}: corrupt compressed body: {error}") from error
         except httpx.HTTPError as error:
             raise trouble(error, self._what) from error
+
+    async def _arrived(self) -> bytes:
+        while not (chunk := await self._raw.__anext__()):
+            pass
+        self._received(len(chunk))
+        return chunk
 
     def check_encoding(self) -> None:
         """Raise BadAnswer where the body is encoded in a way that nothing here can read."""

@@ -9,9 +9,11 @@ import functools
 import json
 import logging
 import ssl
+import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
 from urllib.parse import quote
@@ -20,7 +22,7 @@ import httpx
 
 from codeartsfs import __version__
 from codeartsfs.api.auth import Credentials, one_line
-from codeartsfs.api.body import Chunks, Delivered, LogBody, read_at_most, trouble
+from codeartsfs.api.body import RECEIVED, Chunks, Delivered, LogBody, read_at_most, trouble
 from codeartsfs.api.endpoints import (
     REGIONS,
     EndpointError,
@@ -29,7 +31,7 @@ from codeartsfs.api.endpoints import (
     iam_endpoint_for_region,
     is_loopback,
 )
-from codeartsfs.api.health import ApiState, Health
+from codeartsfs.api.health import ApiState, Health, Mishap
 from codeartsfs.api.pace import Pace, TemporaryFailure, parse_retry_after
 from codeartsfs.api.pages import PAGE_LINES, LogAccess, LogPages, LogPlace, open_pages
 from codeartsfs.api.transport import DirectTransport
@@ -59,6 +61,7 @@ from codeartsfs.errors import (
 )
 from codeartsfs.model import BuildRecord, Job, LogPrefix, StageRun
 from codeartsfs.names import LogKey, LogLevel, RecordId
+from codeartsfs.timing import Durations
 
 __all__ = [
     "REGIONS",
@@ -100,6 +103,40 @@ class ApiCounts:
     logs_opened: int
     downloads_open: int
     calls_open: int
+
+
+@dataclass(eq=False, slots=True)
+class CallCounts:
+    """What became of the requests of one kind of call.
+
+    Attributes:
+        answers: how often by the first digit of the HTTP status, ``2xx``; ``none`` for no answer.
+        durations: from sending a request to the head of its answer.
+        received_bytes: of bodies, as they come.
+    """
+
+    answers: Counter[str] = field(default_factory=Counter)
+    durations: Durations = field(default_factory=Durations)
+    received_bytes: int = 0
+
+    def receive(self, count: int) -> None:
+        self.received_bytes += count
+
+    def copy(self) -> "CallCounts":
+        return replace(self, answers=self.answers.copy(), durations=self.durations.copy())
+
+
+@dataclass(frozen=True, slots=True)
+class ApiTrouble:
+    """What went wrong, last and now.
+
+    Attributes:
+        asks_again_in_s: while the API is not asked: when one request will be let pass.
+    """
+
+    last_failure: Mishap | None
+    last_refusal: Mishap | None
+    asks_again_in_s: float | None
 
 
 @asynccontextmanager
@@ -192,6 +229,7 @@ class ApiClient:
         self._build_projects: dict[str, str] = {}  # by job id
         self._log_access = LogAccess()
         self._logs_opened = 0
+        self._counts: defaultdict[str, CallCounts] = defaultdict(CallCounts)
 
     @property
     def statistics(self) -> ApiCounts:
@@ -209,6 +247,15 @@ class ApiClient:
     def state(self) -> ApiState:
         """How the API is, as the last requests saw it."""
         return self._health.state
+
+    @property
+    def trouble(self) -> ApiTrouble:
+        health = self._health
+        return ApiTrouble(health.last_failure, health.last_refusal, health.asks_again_in_s)
+
+    def calls(self) -> dict[str, CallCounts]:
+        """Return what became of the requests so far, by kind of call."""
+        return {call: counts.copy() for call, counts in self._counts.items()}
 
     @property
     def honours_ranges(self) -> bool:
@@ -276,7 +323,9 @@ class ApiClient:
         good = {200, 206, 416} if "Range" in headers else {200}
 
         async def ask(path: str) -> httpx.Response:
-            response = await self._exchange(path, query, {"Accept-Encoding": "identity", **headers})
+            response = await self._exchange(
+                "task_log", path, query, {"Accept-Encoding": "identity", **headers}
+            )
             kind = response.headers.get("Content-Type", "").strip().lower()
             if response.status_code in good and not kind.startswith("text/html"):
                 return response
@@ -294,7 +343,7 @@ class ApiClient:
             "size": PAGE_LINES,
         }
         absent = _nothing(f"no step {step} of build {place.build_no} of job {place.job_id}")
-        return parse_log_page(await self._json("/v1/log/task/step", query, absent))
+        return parse_log_page(await self._json("log_page", "/v1/log/task/step", query, absent))
 
     async def stages(self, record: RecordId) -> tuple[StageRun, ...]:
         """Return the stages of a record, in running order.
@@ -303,7 +352,7 @@ class ApiClient:
             BuildNotFound: there is no such record.
         """
         path = f"/v1/record/{record}/full-stages"
-        return parse_stages(await self._json(path, {}, _no_build(record)))
+        return parse_stages(await self._json("full_stages", path, {}, _no_build(record)))
 
     async def record(self, record: RecordId) -> BuildRecord:
         """Return what the API says of a record.
@@ -311,7 +360,9 @@ class ApiClient:
         Raises:
             BuildNotFound: there is no such record.
         """
-        return parse_record(await self._json(f"/v1/record/{record}/info", {}, _no_build(record)))
+        return parse_record(
+            await self._json("record", f"/v1/record/{record}/info", {}, _no_build(record))
+        )
 
     async def record_by_number(self, job_id: str, build_no: int) -> BuildRecord:
         """Return the record of one run of a job.
@@ -322,7 +373,7 @@ class ApiClient:
 
         async def ask(path: str) -> BuildRecord:
             absent = _nothing(f"no build {build_no} of job {job_id}")
-            return parse_record_info(await self._json(path, {}, absent))
+            return parse_record_info(await self._json("record_info", path, {}, absent))
 
         return await self._at_published_path(_RECORD_INFO_PATHS, (job_id, str(build_no)), ask)
 
@@ -337,6 +388,7 @@ class ApiClient:
             found: dict[str, Job] = {}
             for page in range(_MOST_PAGES):
                 payload = await self._json(
+                    "jobs",
                     path,
                     {"page_index": page, "page_size": _PAGE_ROWS},
                     _nothing(f"no CodeArts project {project_id}"),
@@ -358,7 +410,7 @@ class ApiClient:
         build_project_id = job.build_project_id or self._build_projects.get(job.job_id)
         if build_project_id is None:  # not every region's list of jobs tells it
             path = f"/v1/job/{quote(job.job_id, safe='')}/info"
-            payload = await self._json(path, {}, _nothing(f"no job {job.job_id}"))
+            payload = await self._json("job", path, {}, _nothing(f"no job {job.job_id}"))
             build_project_id = self._build_projects[job.job_id] = parse_build_project(payload)
         return await self.records(build_project_id, limit)
 
@@ -374,7 +426,7 @@ class ApiClient:
         found: dict[RecordId, BuildRecord] = {}
         for page in range(self._first_page, _MOST_PAGES):
             try:
-                payload = await self._json(path, {"page": page, "limit": rows}, absent)
+                payload = await self._json("records", path, {"page": page, "limit": rows}, absent)
             except _BadRequest:
                 if page > 0:
                     raise
@@ -422,21 +474,23 @@ class ApiClient:
             self._health.gave_up(what, failure)
             raise
 
-    async def _json(self, path: str, query: Query, absent: Callable[[str], NotFound]) -> object:
+    async def _json(
+        self, call: str, path: str, query: Query, absent: Callable[[str], NotFound]
+    ) -> object:
         """Return the parsed body of a call that answers with JSON, retries included."""
         attempts = self._pace.start()
         with self._health_noted(path):
             while True:
                 try:
                     with await self._pace.call_permit():
-                        return await self._json_once(path, query, absent)
+                        return await self._json_once(call, path, query, absent)
                 except TemporaryFailure as failure:
                     await attempts.after(failure)
 
     async def _json_once(
-        self, path: str, query: Query, absent: Callable[[str], NotFound]
+        self, call: str, path: str, query: Query, absent: Callable[[str], NotFound]
     ) -> object:
-        response = await self._exchange(path, query, {"Accept-Encoding": "gzip"})
+        response = await self._exchange(call, path, query, {"Accept-Encoding": "gzip"})
         if response.status_code != 200:
             raise await self._failure(response, absent)
         chunks = Chunks(response, f"GET {path}")
@@ -457,34 +511,45 @@ class ApiClient:
         return payload
 
     async def _exchange(
-        self, path: str, query: Query, headers: Mapping[str, str]
+        self, call: str, path: str, query: Query, headers: Mapping[str, str]
     ) -> httpx.Response:
         """Send one GET and return the response to it, body unread, redirects followed.
+
+        Args:
+            call: the kind of call that its requests are counted under.
 
         Raises:
             TemporaryFailure: no answer, for reasons that may pass.
         """
         async with self._health.admitted():
-            return await self._send(path, query, headers)
+            return await self._send(call, path, query, headers)
 
-    async def _send(self, path: str, query: Query, headers: Mapping[str, str]) -> httpx.Response:
+    async def _send(
+        self, call: str, path: str, query: Query, headers: Mapping[str, str]
+    ) -> httpx.Response:
         what = f"GET {path}"
         url = httpx.URL(self._base + path + canonical_query(query))
         credentials = self._credentials
+        counts = self._counts[call]
         for _ in range(_MOST_REDIRECTS + 1):
             request = self._http.build_request("GET", url, headers=dict(headers))
             await self._pace.admit()
+            began = time.monotonic()
             try:
                 response = await self._http.send(
                     request, auth=credentials, stream=True, follow_redirects=False
                 )
             except httpx.HTTPError as error:
+                counts.answers["none"] += 1
                 failure = self._hushed(trouble(error, what))
                 if isinstance(failure, TemporaryFailure):
                     failure.no_answer = True
                 raise failure from None
             except UnicodeError:  # httpx reads Location whether or not it is to follow it
                 raise BadAnswer(f"{what}: redirected to what is no host name") from None
+            counts.durations.add(time.monotonic() - began)
+            counts.answers[f"{response.status_code // 100}xx"] += 1
+            response.extensions[RECEIVED] = counts.receive
             if response.status_code not in _NO_ANSWER | {401}:
                 self._health.answered()
             # From here on silence means a stall. The transport looks this up as it reads.

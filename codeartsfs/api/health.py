@@ -15,7 +15,13 @@ from dataclasses import dataclass
 import trio
 
 from codeartsfs.api.pace import TemporaryFailure
-from codeartsfs.errors import AccessDenied, ApiUnavailable, CodeArtsError, Forbidden
+from codeartsfs.errors import (
+    AccessDenied,
+    ApiUnavailable,
+    CallUnavailable,
+    CodeArtsError,
+    Forbidden,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +58,22 @@ class ApiState:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Mishap:
+    """What the API, or the network on the way to it, said some time ago.
+
+    Attributes:
+        at_s: seconds since the epoch.
+    """
+
+    at_s: float
+    error: str
+
+
+class StillRefused(AccessDenied):
+    """The API refused our credentials of late; says nothing new."""
+
+
 class Health:
     """What became of requests of late.
 
@@ -60,6 +82,8 @@ class Health:
 
     def __init__(self) -> None:
         self.state = ApiState()
+        self.last_failure: Mishap | None = None
+        self.last_refusal: Mishap | None = None  # of our credentials
         self._failed: set[str] = set()
         self._answered_at = -float("inf")  # trio's clock
         self._pause_s = _FIRST_PAUSE_S
@@ -83,7 +107,7 @@ class Health:
         for_s = self._ask_at - trio.current_time()
         if for_s > 0:
             told = f"{self.state.error} (not asked again for {for_s:.1f} s)"
-            raise AccessDenied(told) if self.state.condition == "refused" else NotAsked(told, for_s)
+            raise StillRefused(told) if self.state.condition == "refused" else NotAsked(told, for_s)
         self._pause()
         probe = self._probe = trio.Event()
         try:
@@ -92,6 +116,13 @@ class Health:
             probe.set()
             if self._probe is probe:
                 self._probe = None
+
+    @property
+    def asks_again_in_s(self) -> float | None:
+        """Seconds until a request is let pass; None while all are."""
+        if self.state.condition == "ok":
+            return None
+        return max(0.0, self._ask_at - trio.current_time())
 
     def answered(self) -> None:
         """Take note of an answer to some request, be it a pleasant one or not."""
@@ -107,8 +138,11 @@ class Health:
         Args:
             what: was asked for; the same again is the same trouble.
         """
+        if isinstance(failure, NotAsked | StillRefused | CallUnavailable):
+            return  # nothing went wrong just now
+        self.last_failure = Mishap(time.time(), str(failure))
         if isinstance(failure, AccessDenied) and not isinstance(failure, Forbidden):
-            condition = "refused"
+            condition, self.last_refusal = "refused", self.last_failure
         elif isinstance(failure.__cause__, TemporaryFailure) and failure.__cause__.no_answer:
             condition = "down"
         else:

@@ -18,6 +18,7 @@ import trio
 
 from codeartsfs.errors import ApiUnavailable
 from codeartsfs.priority import in_background
+from codeartsfs.timing import spent_on
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ class Pace:
 
     async def _permit(self, limiter: trio.CapacityLimiter) -> Permit:
         permit = Permit(limiter)
-        await limiter.acquire_on_behalf_of(permit)
+        with spent_on("slot"):
+            await limiter.acquire_on_behalf_of(permit)
         return permit
 
     async def admit(self) -> None:
@@ -140,15 +142,16 @@ class Pace:
         What nobody waits for leaves half of the burst to others, but not for ever: somebody
         may have begun to wait for it. A caller that is cancelled while it waits has taken nothing.
         """
-        if in_background():
-            half_full_at = self._full_at - self._slack_s / 2
-            await trio.sleep_until(min(half_full_at, trio.current_time() + _GIVE_WAY_S))
-        async with self._turn:
-            may_go_at = self._full_at - self._slack_s
-            if may_go_at > trio.current_time():
-                await trio.sleep_until(may_go_at)
-            self._full_at = max(self._full_at, trio.current_time()) + self._interval_s
-            self._requests += 1
+        with spent_on("pace"):
+            if in_background():
+                half_full_at = self._full_at - self._slack_s / 2
+                await trio.sleep_until(min(half_full_at, trio.current_time() + _GIVE_WAY_S))
+            async with self._turn:
+                may_go_at = self._full_at - self._slack_s
+                if may_go_at > trio.current_time():
+                    await trio.sleep_until(may_go_at)
+                self._full_at = max(self._full_at, trio.current_time()) + self._interval_s
+                self._requests += 1
 
     def start(self) -> "Attempts":
         """Return the retry budget of one operation."""
@@ -212,7 +215,8 @@ class Attempts:
         wait_s = self._pace._decide(failure, self._failed, self._give_up_at - now)
         level = logging.DEBUG if self._failed == 1 else logging.INFO
         logger.log(level, "trying again in %.1f s: %s", wait_s, failure)
-        await trio.sleep(wait_s)
+        with spent_on("throttled" if failure.throttled else "retry"):
+            await trio.sleep(wait_s)
 
 
 def parse_retry_after(value: str | None) -> float | None:

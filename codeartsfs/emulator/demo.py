@@ -107,7 +107,7 @@ TOUR = (
     ),
     _Step(
         "What the mount says of itself. The directory is hidden, but there.",
-        "grep -E '(opens|reads|downloads|requests|retries)\"' .codeartsfs/status.json",
+        "grep -E '\"(opens|reads|downloads|requests|retries)\"' .codeartsfs/status.json",
         free=True,
     ),
 )

@@ -7,6 +7,8 @@ from codeartsfs.names import LogKey, ProjectId, RecordId
 
 CONTROL_DIR = ".codeartsfs"
 STATUS_FILE = "status.json"
+METRICS_FILE = "metrics"
+CONTROL_FILES = (STATUS_FILE, METRICS_FILE)
 BY_JOB_DIR = "by-job"
 BY_NAME_DIR = "by-name"
 RECORD_FILE = "record.json"
@@ -28,9 +30,11 @@ class ControlDir:
 
 
 @dataclass(frozen=True, slots=True)
-class StatusFile:
+class ControlFile:
+    name: str
+
     def __str__(self) -> str:
-        return f"/{CONTROL_DIR}/{STATUS_FILE}"
+        return f"/{CONTROL_DIR}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,6 @@ class LogFile:
 
 Directory = RootDir | ControlDir | JobsDir | ProjectDir | JobDir | RecordDir | NamesDir
 Link = BuildLink | FailedLink | NameLink
-Node = Directory | Link | StatusFile | RecordFile | LogFile
+Node = Directory | Link | ControlFile | RecordFile | LogFile
 
 ROOT = RootDir()

@@ -7,10 +7,11 @@ docs/design.md.
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import count
+from typing import Protocol
 
 import cachetools
 import pyfuse3
@@ -23,6 +24,7 @@ from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.inodes import InodeTable
 from codeartsfs.fs.nodes import (
     BuildLink,
+    ControlFile,
     FailedLink,
     JobDir,
     LogFile,
@@ -30,7 +32,6 @@ from codeartsfs.fs.nodes import (
     Node,
     RecordDir,
     RecordFile,
-    StatusFile,
 )
 from codeartsfs.fs.reply import (
     ignoring_unknown_inodes,
@@ -41,6 +42,7 @@ from codeartsfs.fs.reply import (
     unsupported,
 )
 from codeartsfs.fs.tree import Entries, Tree
+from codeartsfs.fs.waits import Waits
 from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.logs.store import LogStore, OpenLog
 
@@ -64,9 +66,19 @@ class StatSize(Enum):
     ZERO = "zero"  # 0
 
 
+class Control(Protocol):
+    """What the mount says of itself, by the names of its files."""
+
+    def size_bytes(self, name: str) -> int:
+        """Return about how much that is, from memory."""
+
+    async def text(self, name: str) -> bytes: ...
+
+
 @dataclass(slots=True)
 class _LogHandle:
     log: OpenLog
+    node: LogFile
     inode: pyfuse3.InodeT
     pid: int  # who opened it; read requests do not tell
     opened_at: float  # trio's clock
@@ -103,7 +115,7 @@ class Operations(pyfuse3.Operations):
         prefetcher: Prefetcher,
         watched: callers.Callers,
         *,
-        status: Callable[[], bytes],
+        control: Control,
         stat_size: StatSize,
         refresh_s: float,
     ) -> None:
@@ -114,7 +126,7 @@ class Operations(pyfuse3.Operations):
         self._extended = extended
         self._prefetcher = prefetcher
         self._callers = watched
-        self._status = status
+        self._control = control
         self._stat_size = stat_size
         self._refresh_s = refresh_s
         self._handles: dict[int, _LogHandle | _TextHandle | _DirHandle] = {}
@@ -124,7 +136,8 @@ class Operations(pyfuse3.Operations):
         )
         self._uid, self._gid = os.getuid(), os.getgid()
         self._mounted_ns = time.time_ns()
-        self.reads = self.opens = 0
+        self.reads = self.opens = self.read_bytes = 0
+        self.waits = Waits(store)
 
     # Names and attributes. Nothing here waits for the network, but getattr of an unknown size.
 
@@ -178,7 +191,7 @@ class Operations(pyfuse3.Operations):
         if lists or self._callers.crawls(pid):
             await self._store.recall(node.key)
             return
-        with self._callers.waiting(pid):
+        with self.waits.timed("stat", node, pid), self._callers.waiting(pid):
             await self._store.stat(node.key)
 
     # Directories.
@@ -190,7 +203,7 @@ class Operations(pyfuse3.Operations):
         node = self.inodes.node(inode)
         if self._callers.crawls(ctx.pid) and not await self._tree.listed(node):
             raise CrawlerRefused(f"{callers.program(ctx.pid)} may not list {node}")
-        with self._callers.waiting(ctx.pid):
+        with self.waits.timed("list", node, ctx.pid), self._callers.waiting(ctx.pid):
             entries = await self._tree.entries(node)
         dots: Entries = ((".", node, None), ("..", self._tree.parent(node), None))
         return self._handle(_DirHandle(dots + entries))
@@ -278,7 +291,7 @@ class Operations(pyfuse3.Operations):
                 text = await self._text(node)
             return pyfuse3.FileInfo(fh=self._handle(_TextHandle(text)), direct_io=True)
         self.opens += 1
-        with self._callers.waiting(ctx.pid):
+        with self.waits.timed("open", node, ctx.pid), self._callers.waiting(ctx.pid):
             opened = await self._store.open(node.key)
         try:
             self._check_generation(node)
@@ -288,7 +301,7 @@ class Operations(pyfuse3.Operations):
             raise
         process = callers.process_of(ctx.pid)
         self._prefetcher.opened(node.key, process)
-        fh = self._handle(_LogHandle(opened, inode, process, trio.current_time()))
+        fh = self._handle(_LogHandle(opened, node, inode, process, trio.current_time()))
         # The kernel fills the last page of a file up with zeros, and when it hears of growth it
         # shows them for a moment before it drops that page. So what runs stays out of its cache.
         known = opened.stat
@@ -303,7 +316,8 @@ class Operations(pyfuse3.Operations):
     async def _text(self, node: Node) -> bytes:
         if isinstance(node, RecordFile):
             return await self._tree.document(node.record)
-        return self._status()
+        assert isinstance(node, ControlFile)
+        return await self._control.text(node.name)
 
     def _tell_size(self, inode: pyfuse3.InodeT, size_bytes: int) -> None:
         """Make the kernel's own idea of the size right, once, before the first open reply.
@@ -331,11 +345,15 @@ class Operations(pyfuse3.Operations):
         self.reads += 1
         self._fail_with_others(handle, off, size)
         try:
-            with self._callers.waiting(handle.pid):
+            with (
+                self.waits.timed("read", handle.node, handle.pid),
+                self._callers.waiting(handle.pid),
+            ):
                 content = await handle.log.read(off, size)
         except (CodeArtsError, callers.DeadlineExceeded) as failure:
             self._failed_reads[handle.inode] = _FailedRead(failure, trio.current_time())
             raise
+        self.read_bytes += len(content)
         self._announce(handle.inode, off + len(content))
         return content
 
@@ -409,8 +427,8 @@ class Operations(pyfuse3.Operations):
                 size_bytes = self._tree.document_bytes(record)
                 modified_ns = told.modified_ns if told else None
                 self._describe_file(attributes, 0o444, size_bytes, modified_ns)
-            case StatusFile():
-                self._describe_file(attributes, 0o400, len(self._status()), None)
+            case ControlFile(name):
+                self._describe_file(attributes, 0o400, self._control.size_bytes(name), None)
             case BuildLink() | FailedLink() | NameLink():
                 self._describe_link(attributes, node)
             case _:

@@ -24,12 +24,13 @@ from codeartsfs.fs.nodes import (
     BY_JOB_DIR,
     BY_NAME_DIR,
     CONTROL_DIR,
+    CONTROL_FILES,
     FAILED_LINK,
     RECORD_FILE,
     ROOT,
-    STATUS_FILE,
     BuildLink,
     ControlDir,
+    ControlFile,
     FailedLink,
     JobDir,
     JobsDir,
@@ -42,7 +43,6 @@ from codeartsfs.fs.nodes import (
     RecordDir,
     RecordFile,
     RootDir,
-    StatusFile,
 )
 from codeartsfs.logs.store import LogStore
 from codeartsfs.model import BuildRecord, StageRun
@@ -108,7 +108,7 @@ class Tree:
             case RootDir():
                 return self._in_root(name)
             case ControlDir():
-                return StatusFile()
+                return ControlFile(name)
             case JobsDir():
                 project = self._only_project()
                 return self._job(project, name) if project else ProjectDir(ProjectId(name))
@@ -130,7 +130,7 @@ class Tree:
                     return not self._jobs.projects
                 return name != CONTROL_DIR and parse_record_id(name) is None
             case ControlDir():
-                return name != STATUS_FILE
+                return name not in CONTROL_FILES
             case JobsDir() if self._only_project() is None:
                 return name not in self._jobs.projects
             case JobsDir() | ProjectDir():
@@ -146,7 +146,7 @@ class Tree:
 
     def parent(self, node: Node) -> Node:
         match node:
-            case StatusFile():
+            case ControlFile():
                 return ControlDir()
             case ProjectDir():
                 return JobsDir()
@@ -364,7 +364,7 @@ class Tree:
             case RootDir():
                 return await self._all_records()
             case ControlDir():
-                return ((STATUS_FILE, StatusFile(), None),)
+                return tuple((name, ControlFile(name), None) for name in CONTROL_FILES)
             case JobsDir():
                 project = self._only_project()
                 if project is not None:

@@ -65,6 +65,11 @@ class Body:
         return self._landed
 
     @property
+    def waiting(self) -> int:
+        """How many reads wait for bytes that have not landed."""
+        return len(self._waiting)
+
+    @property
     def sha256(self) -> "hashlib._Hash":
         """The running hash of the landed bytes; a copy, free to go on with."""
         return self._sha256.copy()

@@ -129,8 +129,10 @@ class DiskTier:
         self._tmp = self._root / "tmp"
         # Used by several threads at once: nothing but single operations of a plain dict.
         self._verified: dict[LogKey, tuple[int, int]] = {}
-        self._accounts = threading.Lock()  # of the three below
+        self._accounts = threading.Lock()  # of the five below
         self._used_bytes: int | None = None  # at the last scan, plus what was saved since
+        self._log_count: int | None = None  # likewise
+        self._evicted_logs = 0  # since the start
         self._unscanned_bytes = 0  # saved since the last scan
         self._landing: list[_Save] = []  # what is being saved just now
         self._unsaved: list[_Save] = []
@@ -142,6 +144,19 @@ class DiskTier:
     def used_bytes(self) -> int | None:
         """Bytes in the tier as far as known; None before the first scan."""
         return self._used_bytes
+
+    @property
+    def log_count(self) -> int | None:
+        """Logs in the tier, likewise: counted along with the bytes, never for who asks."""
+        return self._log_count
+
+    @property
+    def evicted_logs(self) -> int:
+        return self._evicted_logs
+
+    async def survey(self) -> None:
+        """Find out what is in the tier, unless a save has done so."""
+        await trio.to_thread.run_sync(self._survey, abandon_on_cancel=True)
 
     def new_file(self) -> int:
         """Open an unnamed file for a download that ``save`` can make an entry."""
@@ -367,7 +382,15 @@ class DiskTier:
             if save.failure is None:
                 self._unscanned_bytes += save.entry_bytes
                 self._used_bytes = (self._used_bytes or 0) + save.entry_bytes
+                self._log_count = (self._log_count or 0) + 1
         save.done = True
+
+    def _survey(self) -> None:
+        with self._accounts:
+            if self._used_bytes is None:
+                landing = {save.key for save in self._landing}  # counted when they are there
+                sizes = [size for _, size, key in self._scan() if key not in landing]
+                self._used_bytes, self._log_count = sum(sizes), len(sizes)
 
     def _make_room(self, wanted_bytes: int, sparing: LogKey) -> frozenset[LogKey]:
         with self._accounts:
@@ -412,6 +435,8 @@ class DiskTier:
             except OSError:
                 continue  # other logs of it are still here
         self._used_bytes, self._unscanned_bytes = used_bytes, 0
+        self._log_count = len(entries) - len(evicted)
+        self._evicted_logs += len(evicted)
         if used_bytes + wanted_bytes > self.limit_bytes:
             raise OSError(errno.EDQUOT, "nothing more can be evicted (see --cache-size)")
         if evicted:

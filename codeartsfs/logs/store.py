@@ -31,6 +31,8 @@ from codeartsfs.logs.disk import DiskTier, LogMeta, is_full, unnamed_file
 from codeartsfs.logs.memory import MemoryTier
 from codeartsfs.model import LogNote, LogPrefix, StageRun
 from codeartsfs.names import LogKey, RecordId
+from codeartsfs.priority import in_background
+from codeartsfs.timing import Trail, recorded, spent_on
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ _FOR_NOBODY_BYTES = 2 << 30  # of one log without a disk tier: what such a tier 
 _REMEMBERED_LOGS = 100_000
 _SCANNED_RECORDS = 20_000
 _MOST_ERRORS = 1000
+_TRAILS = 1000
 _TAIL_BYTES = 4096
 _QUEUED_CHUNKS = 8  # of up to 256 KiB, ahead of the disk; more fall out of the processor's cache
 
@@ -143,6 +146,10 @@ class StoreStatistics:
     """Counts since the start.
 
     Attributes:
+        hits: opens that were served without the API.
+        misses: opens that waited for it.
+        memory_misses: logs that were looked up in memory and not found there; so for the disk.
+        received_bytes: of logs; what came twice counts once.
         fetched_ahead: logs downloaded before anybody opened them.
         fetched_in_vain: those of them that nobody has opened so far.
     """
@@ -153,14 +160,46 @@ class StoreStatistics:
     disk_hits: int
     downloading: int
     open_logs: int
+    hits: int
+    misses: int
+    memory_misses: int
+    disk_misses: int
+    received_bytes: int
     fetched_ahead: int = 0
     fetched_in_vain: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FlightStatus:
+    """One look at the API for a log, under way.
+
+    Attributes:
+        doing: what it waits for just now.
+        landed_bytes: of the log; with what was here before.
+        bytes_per_s: since its first byte came.
+        waiters: how many opens and reads wait for it, fetching ahead among them.
+        background: nobody but fetching ahead has asked for it.
+    """
+
+    key: LogKey
+    doing: str
+    landed_bytes: int
+    size_bytes: int | None
+    bytes_per_s: float
+    age_s: float
+    waiters: int
+    background: bool
 
 
 @dataclass(eq=False, slots=True)
 class _Flight:
     """One look at the API for one log, and everybody who waits for it."""
 
+    background: bool  # fetching ahead alone has asked for it
+    trail: Trail = field(default_factory=lambda: Trail("disk"))
+    begun_at: float = field(default_factory=time.monotonic)
+    first_byte_at: float | None = None  # time.monotonic, too
+    found_bytes: int = 0  # of the log, when its first byte came
     wanted: trio.Event = field(default_factory=trio.Event)  # somebody reads, not just stats
     sized: trio.Event = field(default_factory=trio.Event)
     asked: bool = False  # the API, not only the disk
@@ -300,7 +339,10 @@ class LogStore:
         )
         self._ahead: set[LogKey] = set()  # fetched, and not opened yet
         self._fetched_ahead = self._of_use_ahead = 0
-        self._downloads = self._boarded = self._memory_hits = self._disk_hits = 0
+        self._trails: cachetools.LRUCache[LogKey, Trail] = cachetools.LRUCache(_TRAILS)
+        self._downloads = self._boarded = self._received_bytes = 0
+        self._hits = self._misses = 0
+        self._memory_hits = self._memory_misses = self._disk_hits = self._disk_misses = 0
 
     # What others ask. Plain methods never wait.
 
@@ -459,9 +501,25 @@ class LogStore:
             disk_hits=self._disk_hits,
             downloading=sum(entry.flight is not None for entry in self._logs.values()),
             open_logs=sum(entry.users > 0 for entry in self._logs.values()),
+            hits=self._hits,
+            misses=self._misses,
+            memory_misses=self._memory_misses,
+            disk_misses=self._disk_misses,
+            received_bytes=self._received_bytes,
             fetched_ahead=self._fetched_ahead,
             fetched_in_vain=self._fetched_ahead - self._of_use_ahead,
         )
+
+    def flights(self) -> tuple[FlightStatus, ...]:
+        """Return what is under way, in the order in which it began."""
+        flying = [entry for entry in self._logs.values() if entry.flight is not None]
+        told = (_flight_status(entry, entry.flight) for entry in flying if entry.flight)
+        return tuple(sorted(told, key=lambda status: -status.age_s))
+
+    def spent(self, key: LogKey, begin: float, end: float) -> dict[str, float]:
+        """Return what the last look at a log spent its seconds on, between two monotonic times."""
+        trail = self._trails.get(key)
+        return trail.between(begin, end) if trail else {}
 
     def check_invariants(self) -> None:
         for key, entry in self._logs.items():
@@ -483,17 +541,20 @@ class LogStore:
 
     async def _current(self, key: LogKey, *, wanted: bool) -> _Log:
         """Return a log that is up to date, for the caller to ``_release``."""
+        counted = wanted and not in_background()
         while True:
             entry = self._entry(key)
             entry.users += 1  # it must not retire before we wake up
             try:
                 if entry.flight is None and entry.complete and self._fresh(entry):
+                    self._hits += counted
                     return entry
                 flight = self._board(entry, wanted)
                 # A running log must be fresh to be opened; any other that is here may be used.
                 usable = entry.complete and (entry.stateless or not wanted)
                 with trio.move_on_after(_REFRESH_PATIENCE_S if usable else float("inf")):
                     await flight.sized.wait()
+                self._misses += counted and flight.asked
                 if flight.failure is not None and not usable:
                     raise flight.failure.with_traceback(None)
                 here = flight.asked and (entry.body is not None or not wanted)
@@ -517,6 +578,8 @@ class LogStore:
                 entry.body, meta = cached
                 entry.saved = True
                 entry.apply(meta)
+            else:
+                self._memory_misses += 1
         self._idle.pop(key, None)
         return entry
 
@@ -559,12 +622,14 @@ class LogStore:
     def _board(self, entry: _Log, wanted: bool) -> _Flight:
         self._idle.pop(entry.key, None)
         if entry.flight is None:
-            entry.flight = _Flight()
+            entry.flight = _Flight(background=in_background())
+            self._trails[entry.key] = entry.flight.trail
             if isinstance(entry.body, Body):
                 entry.body.recover()
             self._nursery.start_soon(self._fly, entry, entry.flight)
         else:
             self._boarded += 1
+            entry.flight.background &= in_background()
         if wanted:
             entry.flight.wanted.set()
         return entry.flight
@@ -629,7 +694,8 @@ class LogStore:
         keep = False
         entry.users += 1
         try:
-            keep = await self._look(entry, flight)
+            with recorded(flight.trail):
+                keep = await self._look(entry, flight)
         except LogRewritten as rewritten:
             log.warning("%s", rewritten)
             if self.disk:  # else the next flight would find the old log there
@@ -660,12 +726,14 @@ class LogStore:
         if entry.body is None and await self._load(entry):
             return False  # whoever waits decides whether it is fresh enough
         flight.asked = True
+        flight.trail.turn_to("first_byte")
         # INVARIANT: the state is asked before the body, so that final is never early.
         asked_ns, asked_at = time.time_ns(), trio.current_time()
         stateless = entry.stateless if entry.body else True
         run: StageRun | None = None
         try:
-            run = await self._states.stage(entry.key)
+            with spent_on("stages"):
+                run = await self._states.stage(entry.key)
             stateless = run is None
         except CodeArtsError as failure:
             log.info("no state for %s just now: %s", entry.key, failure)
@@ -718,8 +786,11 @@ class LogStore:
         return not running
 
     async def _load(self, entry: _Log) -> bool:
-        loaded = await self.disk.load(entry.key) if self.disk else None
+        if self.disk is None:
+            return False
+        loaded = await self.disk.load(entry.key)
         if loaded is None:
+            self._disk_misses += 1
             return False
         self._disk_hits += 1
         entry.body, meta = loaded
@@ -778,6 +849,8 @@ class LogStore:
                     entry.body = None
                     body.close()
                     return False
+            flight.trail.turn_to("bytes")
+            flight.first_byte_at, flight.found_bytes = time.monotonic(), body.landed_bytes
             await self._receive(entry, body, answer)
             entry.whole = answer.whole
         return True
@@ -827,6 +900,7 @@ class LogStore:
 
     async def _append(self, entry: _Log, body: Body, chunks: Sequence[bytes]) -> None:
         """Take what came; where the cache's disk is full, make room or go on elsewhere."""
+        self._received_bytes += sum(map(len, chunks))
         if entry.saved:  # leave the disk tier's file as it was verified
             await body.move_to(self._new_fd())
             entry.saved = False
@@ -927,6 +1001,24 @@ class LogStore:
         for key in evicted:
             if key in self._idle:
                 self._drop(self._idle[key])  # its open file would go on using the space
+
+
+def _flight_status(entry: _Log, flight: _Flight) -> FlightStatus:
+    now = time.monotonic()
+    body = entry.body if isinstance(entry.body, Body) else None
+    landed_bytes = body.landed_bytes if body else 0
+    took_s = now - flight.first_byte_at if flight.first_byte_at is not None else 0.0
+    waiting = flight.sized.statistics().tasks_waiting + (body.waiting if body else 0)
+    return FlightStatus(
+        entry.key,
+        doing=flight.trail.doing,
+        landed_bytes=landed_bytes,
+        size_bytes=entry.size_bytes,
+        bytes_per_s=(landed_bytes - flight.found_bytes) / took_s if took_s else 0.0,
+        age_s=now - flight.begun_at,
+        waiters=waiting,
+        background=flight.background,
+    )
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from codeartsfs.api.client import ApiClient
-from codeartsfs.api.health import NotAsked
+from codeartsfs.api.health import NotAsked, StillRefused
 from codeartsfs.api.pace import Pace
 from codeartsfs.errors import AccessDenied, ApiUnavailable, CodeArtsError, Forbidden
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
@@ -238,7 +238,8 @@ async def test_things_that_fail_while_others_are_answered_are_their_own_trouble(
 async def test_refused_credentials_are_not_tried_on_everything(autojump_clock: MockClock) -> None:
     network = Network(problem(401))
     async with client_of(network) as client:
-        assert await fails(client, *RECORDS[:10]) == [AccessDenied] * 10
+        ends = await fails(client, *RECORDS[:10])
+        assert ends == [AccessDenied] * 3 + [StillRefused] * 7
         assert client.state.condition == "refused"
         assert len(network.asked) < 10
 
@@ -248,5 +249,5 @@ async def test_what_is_the_matter_may_change(autojump_clock: MockClock) -> None:
     async with client_of(network) as client:
         await fails(client, *RECORDS[:3])
         await trio.sleep(1)
-        assert await fails(client, *RECORDS[:2]) == [AccessDenied] * 2
+        assert await fails(client, *RECORDS[:2]) == [AccessDenied, StillRefused]
         assert client.state.condition == "refused"

@@ -9,9 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from codeartsfs.builds.jobs import Latest
 from codeartsfs.fs.inodes import InodeTable
 from codeartsfs.fs.nodes import (
+    CONTROL_FILES,
     ROOT,
     BuildLink,
     ControlDir,
+    ControlFile,
     FailedLink,
     JobDir,
     JobsDir,
@@ -22,7 +24,6 @@ from codeartsfs.fs.nodes import (
     ProjectDir,
     RecordDir,
     RecordFile,
-    StatusFile,
 )
 from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage
 from tests.scale import scaled
@@ -32,7 +33,8 @@ PROJECTS = [ProjectId(letter * 32) for letter in "cd"]
 JOB, TWIN = (JobDir(project, "web-app") for project in PROJECTS)
 KEY = LogKey(RECORDS[0], Stage("stage1"), LogLevel.INFO)
 NODES: list[Node] = [
-    *(kind() for kind in (ControlDir, StatusFile, JobsDir)),
+    *(kind() for kind in (ControlDir, JobsDir)),
+    *(ControlFile(name) for name in CONTROL_FILES),
     *(ProjectDir(project) for project in PROJECTS),
     JOB,
     TWIN,

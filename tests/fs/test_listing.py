@@ -34,6 +34,16 @@ def record(number: int) -> RecordId:
     return RecordId(f"{number:036}")
 
 
+class Silent:
+    """A mount that says nothing of itself."""
+
+    def size_bytes(self, name: str) -> int:
+        return 0
+
+    async def text(self, name: str) -> bytes:
+        return b""
+
+
 async def nothing_given(process: int) -> tuple[RecordId, ...]:
     return ()
 
@@ -53,7 +63,7 @@ async def operations_of(
                 Attributes(catalog, jobs, store),
                 Prefetcher(store, tree, nothing_given, nursery, 0),
                 Callers(60.0),
-                status=lambda: b"{}",
+                control=Silent(),
                 stat_size=StatSize.AUTO,
                 refresh_s=1.0,
             ),

@@ -18,10 +18,12 @@ from codeartsfs.builds.jobs import Jobs, Latest
 from codeartsfs.errors import ApiUnavailable, BuildNotFound, Forbidden, LogNotFound, NotFound
 from codeartsfs.fs.nodes import (
     CONTROL_DIR,
+    METRICS_FILE,
     ROOT,
     STATUS_FILE,
     BuildLink,
     ControlDir,
+    ControlFile,
     FailedLink,
     JobDir,
     JobsDir,
@@ -32,7 +34,6 @@ from codeartsfs.fs.nodes import (
     ProjectDir,
     RecordDir,
     RecordFile,
-    StatusFile,
 )
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.store import LogStore
@@ -89,7 +90,7 @@ async def test_names_that_cannot_exist_cost_nothing(trees: Trees, mock_clock: Mo
         for name in IMPOSSIBLE_IN_RECORD:
             assert tree.child(RecordDir(RECORD), name) is None
             assert tree.impossible(RecordDir(RECORD), name)
-        for parent in (ControlDir(), StatusFile(), LogFile(KEY)):
+        for parent in (ControlDir(), ControlFile(STATUS_FILE), LogFile(KEY)):
             assert tree.child(parent, "x") is None
             assert tree.impossible(parent, "x")
     assert trees.calls == 0
@@ -99,7 +100,7 @@ async def test_names_that_could_exist_are_believed(trees: Trees, mock_clock: Moc
     async with trees.tree() as (tree, _):
         assert tree.child(ROOT, OTHER) == RecordDir(OTHER)
         assert tree.child(ROOT, CONTROL_DIR) == ControlDir()
-        assert tree.child(ControlDir(), STATUS_FILE) == StatusFile()
+        assert tree.child(ControlDir(), STATUS_FILE) == ControlFile(STATUS_FILE)
         assert tree.child(RecordDir(RECORD), "stage9.debug.log") == LogFile(key(9, LogLevel.DEBUG))
         assert not tree.impossible(ROOT, OTHER)
         assert not tree.impossible(ROOT, CONTROL_DIR)
@@ -159,7 +160,9 @@ async def test_root_lists_what_is_known_and_not_the_control_directory(
             (OTHER, RecordDir(OTHER), told),
             (RECORD, RecordDir(RECORD), None),
         )
-        assert await tree.entries(ControlDir()) == ((STATUS_FILE, StatusFile(), None),)
+        assert await tree.entries(ControlDir()) == tuple(
+            (name, ControlFile(name), None) for name in (STATUS_FILE, METRICS_FILE)
+        )
 
 
 async def test_cached_record_is_listed_with_sizes_when_the_api_is_down_or_forgot_it(
