@@ -12,6 +12,7 @@ _COMMANDS = {
     "emulator": "codeartsfs.emulator.command:emulator_command",
     "mount": "codeartsfs.commands.mount:mount",
     "refresh": "codeartsfs.commands.mount:refresh",
+    "status": "codeartsfs.commands.status:status",
     "umount": "codeartsfs.commands.mount:umount",
 }
 

@@ -20,11 +20,10 @@ from codeartsfs.config import MountConfig
 from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.callers import CRAWLERS, Callers, paths_given
 from codeartsfs.fs.mount import Mount, open_mount
-from codeartsfs.fs.nodes import CONTROL_DIR, STATUS_FILE
 from codeartsfs.fs.operations import Operations, StatSize
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.prefetch import Prefetcher
-from codeartsfs.names import LogKey, RecordId
+from codeartsfs.names import CONTROL_DIR, STATUS_FILE, LogKey, RecordId
 from codeartsfs.notify import Notifier
 from codeartsfs.session import Session, cancelled_at_the_end, open_session
 from codeartsfs.status import ControlFiles, Kernel, Snapshot, Tier

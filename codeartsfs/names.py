@@ -10,6 +10,10 @@ from enum import Enum
 from functools import lru_cache
 from typing import NewType
 
+CONTROL_DIR = ".codeartsfs"
+STATUS_FILE = "status.json"
+METRICS_FILE = "metrics"
+
 RecordId = NewType("RecordId", str)
 """One build run: 36 characters, the API's own pattern ``^[0-9a-z-]{36}$`` (a UUID in practice)."""
 

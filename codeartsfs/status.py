@@ -17,9 +17,9 @@ import codeartsfs
 from codeartsfs.api.client import ApiCounts, ApiTrouble, CallCounts
 from codeartsfs.api.health import ApiState
 from codeartsfs.config import MountConfig
-from codeartsfs.fs.nodes import METRICS_FILE, STATUS_FILE
 from codeartsfs.fs.waits import SlowOperation
 from codeartsfs.logs.store import FlightStatus, StoreStatistics
+from codeartsfs.names import METRICS_FILE, STATUS_FILE
 from codeartsfs.timing import BOUNDS_S, Durations
 
 if TYPE_CHECKING:

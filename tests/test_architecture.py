@@ -27,7 +27,10 @@ ALLOWED: dict[str, set[str]] = {
 ONLY_IN = {
     "httpx": ("api/",),
     "pyfuse3": ("fs/",),
-    "errno": ("fs/reply.py", "fs/mountpoint.py", "logs/disk.py", "commands/mount.py"),
+    "errno": (
+        *("fs/reply.py", "fs/mountpoint.py", "logs/disk.py"),
+        *("commands/mount.py", "commands/status.py"),
+    ),
     "starlette": ("emulator/",),
     "hypercorn": ("emulator/",),
 }

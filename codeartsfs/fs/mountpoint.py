@@ -21,13 +21,20 @@ class NoFuseError(Exception):
 
 def mounted_type(path: Path) -> str | None:
     """Return the file system type of the topmost mount at exactly this path, None for none."""
-    found = None
+    return _mounted().get(path)
+
+
+def mounts() -> list[Path]:
+    """Return where something of ours is mounted, dead or alive, without touching it."""
+    return [path for path, kind in _mounted().items() if kind == FS_TYPE]
+
+
+def _mounted() -> dict[Path, str]:
+    """Return the type of the topmost mount at each path."""
     # proc(5) mountinfo: the fifth field is the mount point, the type follows the lone dash.
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
-        if _unescape(fields[4]) == os.fspath(path):
-            found = fields[fields.index("-") + 1]
-    return found
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    table = (line.split(" ") for line in lines)
+    return {Path(_unescape(fields[4])): fields[fields.index("-") + 1] for fields in table}
 
 
 def check_fuse() -> None:
@@ -99,8 +106,11 @@ def unmount(path: Path, *, lazy: bool = True) -> None:
     Raises:
         MountPointError: nothing of ours is mounted there, or it is busy.
     """
-    resolved = path.parent.resolve() / path.name if _is_dead(path) else path.resolve()
+    resolved = Path(os.path.abspath(path))
     kind = mounted_type(resolved)
+    if kind != FS_TYPE:  # else it is not looked at: one that hangs would hang us
+        resolved = path.parent.resolve() / path.name if _is_dead(path) else path.resolve()
+        kind = mounted_type(resolved)
     if kind != FS_TYPE:
         raise MountPointError(f"{path} is not a mount of codeartsfs")
     if os.geteuid() == 0:

@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 from codeartsfs.builds.jobs import Latest, Which
-from codeartsfs.names import LogKey, ProjectId, RecordId
+from codeartsfs.names import (
+    CONTROL_DIR,
+    METRICS_FILE,
+    STATUS_FILE,
+    LogKey,
+    ProjectId,
+    RecordId,
+)
 
-CONTROL_DIR = ".codeartsfs"
-STATUS_FILE = "status.json"
-METRICS_FILE = "metrics"
 CONTROL_FILES = (STATUS_FILE, METRICS_FILE)
 BY_JOB_DIR = "by-job"
 BY_NAME_DIR = "by-name"

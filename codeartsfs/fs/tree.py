@@ -23,7 +23,6 @@ from codeartsfs.errors import BuildNotFound, CodeArtsError, NotFound
 from codeartsfs.fs.nodes import (
     BY_JOB_DIR,
     BY_NAME_DIR,
-    CONTROL_DIR,
     CONTROL_FILES,
     FAILED_LINK,
     RECORD_FILE,
@@ -47,6 +46,7 @@ from codeartsfs.fs.nodes import (
 from codeartsfs.logs.store import LogStore
 from codeartsfs.model import BuildRecord, StageRun
 from codeartsfs.names import (
+    CONTROL_DIR,
     LogKey,
     LogLevel,
     ProjectId,

@@ -21,6 +21,7 @@ class SlowOperation:
     """An operation that somebody waited long for.
 
     Attributes:
+        path: from the root of the mount.
         at_s: when it began, in seconds since the epoch.
         waited_for: what the seconds were spent on, the most first; ``other`` is what no download
             was part of: the disk, a listing, this processor.
@@ -90,7 +91,7 @@ class Waits:
         spent["other"] = max(0.0, now - began - sum(spent.values()))
         return SlowOperation(
             operation,
-            path=str(node),
+            path=str(node).lstrip("/") or ".",
             program=callers.program(pid),
             at_s=time.time() - (now - began),
             took_s=now - began,

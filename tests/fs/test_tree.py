@@ -17,10 +17,7 @@ from codeartsfs.builds.index import open_index
 from codeartsfs.builds.jobs import Jobs, Latest
 from codeartsfs.errors import ApiUnavailable, BuildNotFound, Forbidden, LogNotFound, NotFound
 from codeartsfs.fs.nodes import (
-    CONTROL_DIR,
-    METRICS_FILE,
     ROOT,
-    STATUS_FILE,
     BuildLink,
     ControlDir,
     ControlFile,
@@ -38,7 +35,16 @@ from codeartsfs.fs.nodes import (
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.store import LogStore
 from codeartsfs.model import Job, StageRun
-from codeartsfs.names import LogKey, LogLevel, ProjectId, RecordId, Stage
+from codeartsfs.names import (
+    CONTROL_DIR,
+    METRICS_FILE,
+    STATUS_FILE,
+    LogKey,
+    LogLevel,
+    ProjectId,
+    RecordId,
+    Stage,
+)
 from tests.builds.test_catalog import FakeBuilds
 from tests.builds.test_jobs import PROJECT, FakeJobs, build
 from tests.logs.fakes import KEY, OVER, RECORD, RUNNING, World, content_of, key, landed
