@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from codeartsfs.api.client import ApiClient
+from codeartsfs.api.client import ApiClient, ApiTrouble
 from codeartsfs.api.health import NotAsked, StillRefused
 from codeartsfs.api.pace import Pace
 from codeartsfs.errors import AccessDenied, ApiUnavailable, CodeArtsError, Forbidden
@@ -251,3 +251,38 @@ async def test_what_is_the_matter_may_change(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         assert await fails(client, *RECORDS[:2]) == [AccessDenied, StillRefused]
         assert client.state.condition == "refused"
+
+
+async def test_what_went_wrong_is_remembered_when_it_is_over(autojump_clock: MockClock) -> None:
+    network = Network(problem(401), good_stages())
+    async with client_of(network) as client:
+        assert client.trouble == ApiTrouble(None, None, None)
+        await fails(client, *RECORDS[:2])
+        assert client.state.condition == "ok"
+        refusal = client.trouble.last_refusal
+        assert refusal is not None
+        assert "HTTP 401" in refusal.error
+        assert client.trouble.last_failure == refusal
+
+
+async def test_when_it_asks_again_is_told_while_it_does_not_ask(autojump_clock: MockClock) -> None:
+    async with client_of(Network(GONE)) as client:
+        await fails(client, *RECORDS[:4])
+        failed = client.trouble.last_failure
+        assert client.trouble.asks_again_in_s == 1.0
+        await trio.sleep(0.25)
+        assert client.trouble.asks_again_in_s == 0.75
+        await fails(client, RECORDS[5])  # which is not asked for, and so no news
+        assert client.trouble.last_failure == failed
+        await trio.sleep(5)
+        assert client.trouble.asks_again_in_s == 0.0
+
+
+async def test_calls_are_counted_by_what_became_of_them(autojump_clock: MockClock) -> None:
+    network = Network(GONE, problem(503), good_stages())
+    async with client_of(network) as client:
+        await fails(client, *RECORDS[:3])
+        counts = client.calls()["full_stages"]
+        assert counts.answers == {"none": 1, "5xx": 1, "2xx": 1}
+        assert counts.durations.count == 2  # those that were answered
+        assert counts.received_bytes == len(good_stages().content) + len(problem(503).content)

@@ -403,6 +403,36 @@ async def test_a_record_whose_directory_another_mount_removes_just_now_is_made_a
     assert await content_of(tier) == LOG
 
 
+async def test_logs_are_counted_along_with_their_bytes(cache: Path) -> None:
+    tier = DiskTier(cache, 10 * (len(LOG) + FOOTER_BYTES))
+    for number in range(12):
+        await save(tier, key(number + 1), LOG)
+    assert tier.log_count == sum(1 for _ in (cache / "v1").rglob("*.log"))
+    assert tier.log_count + tier.evicted_logs == 12
+    assert tier.evicted_logs > 0
+
+
+async def test_a_survey_counts_what_an_earlier_tier_has_saved(cache: Path) -> None:
+    for number in range(3):
+        await save(DiskTier(cache, LIMIT), key(number + 1), LOG)
+    tier = DiskTier(cache, LIMIT)
+    assert (tier.log_count, tier.used_bytes) == (None, None)
+    await tier.survey()
+    assert (tier.log_count, tier.used_bytes) == (3, 3 * (len(LOG) + FOOTER_BYTES))
+    await save(tier, key(4), LOG)
+    assert tier.log_count == 4
+
+
+async def test_what_was_counted_is_not_counted_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    monkeypatch.setattr(tier, "_scan", lambda: pytest.fail("the cache was scanned"))
+    await tier.survey()
+    assert tier.log_count == 1
+
+
 async def test_emptied_record_leaves_no_directory(cache: Path) -> None:
     other = LogKey(RecordId("a" * 36), Stage("stage1"), LogLevel.INFO)
     tier = DiskTier(cache, 15_000)

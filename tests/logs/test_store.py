@@ -27,6 +27,7 @@ from codeartsfs.logs.disk import DiskTier, LogMeta
 from codeartsfs.logs.store import LogStore, OpenLog, Provenance
 from codeartsfs.model import LogNote, StageRun
 from codeartsfs.names import LogKey, RecordId
+from codeartsfs.priority import background
 from tests.logs.fakes import (
     KEY,
     OVER,
@@ -1226,3 +1227,56 @@ async def test_a_stage_that_runs_again_settles_anew(
         assert (await store.refresh(KEY)).final
         assert await content_of(store) == LOG + b"the last line\n"
         opened.close()
+
+
+# What it is doing.
+
+
+async def test_opens_are_hits_unless_they_waited_for_the_api(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.source.logs[KEY] = LOG
+    async with world.store() as store:
+        await content_of(store)
+        await landed(store)
+        await content_of(store)
+        await store.stat(KEY)  # opens nothing
+        counts = store.statistics()
+        assert (counts.hits, counts.misses) == (1, 1)
+        assert (counts.memory_misses, counts.disk_misses, counts.received_bytes) == (1, 1, len(LOG))
+    async with world.store() as store:  # from disk
+        await content_of(store)
+        counts = store.statistics()
+        assert (counts.hits, counts.misses, counts.disk_hits) == (1, 0, 1)
+
+
+async def test_what_is_fetched_ahead_is_neither_hit_nor_miss(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.source.logs[KEY] = LOG
+    async with world.store() as store:
+        with background():
+            await store.fetch(KEY, 1 << 20)
+        counts = store.statistics()
+        assert (counts.hits, counts.misses, counts.fetched_ahead) == (0, 0, 1)
+
+
+async def test_a_flight_is_in_the_background_until_somebody_else_wants_it(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.source.logs[KEY] = LARGE
+    world.source.stalls_at = 50_000
+    async with world.store() as store, trio.open_nursery() as nursery:
+        assert store.flights() == ()
+        with background():
+            nursery.start_soon(store.fetch, KEY, 1 << 20)
+        await until(lambda: any(flight.landed_bytes == 50_000 for flight in store.flights()))
+        [flight] = store.flights()
+        assert (flight.size_bytes, flight.doing) == (len(LARGE), "bytes")
+        assert (flight.waiters, flight.background) == (1, True)
+        nursery.start_soon(content_of, store)
+        await until(lambda: not store.flights()[0].background)
+        await until(lambda: store.flights()[0].waiters == 2)
+        world.source.go.set()
+        await landed(store)
+        assert store.flights() == ()
