@@ -2,9 +2,8 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 from codeartsfs.fs import callers
 from codeartsfs.fs.nodes import LogFile, Node
@@ -42,69 +41,22 @@ class Waits:
     """All operations of one mount, by their kind: ``open``, ``read``, ``stat`` and ``list``."""
 
     def __init__(self, store: LogStore) -> None:
-        self._store = store
+        self.store = store
         self.durations: defaultdict[str, Durations] = defaultdict(Durations)
         self.failures: Counter[str] = Counter()
         self._slow: list[SlowOperation] = []
 
-    @contextmanager
-    def timed(self, operation: str, node: Node, pid: int) -> Iterator[None]:
-        """Take note of what is done inside for a process."""
-        began = time.monotonic()
-        try:
-            yield
-        except Exception as failure:
-            self._note(operation, node, pid, began, failure)
-            raise
-        self._note(operation, node, pid, began, None)
-
-    def _note(
-        self, operation: str, node: Node, pid: int, began: float, failure: Exception | None
-    ) -> None:
-        now = time.monotonic()
-        took_s = now - began
-        self.durations[operation].add(took_s)
-        if failure is not None:
-            self.failures[operation] += 1
-        if took_s >= _SLOW_S:
-            self._keep(self._explained(operation, node, pid, began, now, failure))
+    def timed(self, operation: str, node: Node, pid: int) -> "_Timed":
+        """Take note of what is done inside a ``with`` for a process."""
+        return _Timed(self, operation, node, pid)
 
     def slowest(self) -> list[SlowOperation]:
         """Return the slowest operations of the last quarter of an hour, the slowest first."""
         self._forget()
         return sorted(self._slow, key=lambda slow: -slow.took_s)
 
-    def _explained(
-        self,
-        operation: str,
-        node: Node,
-        pid: int,
-        began: float,
-        now: float,
-        failure: Exception | None,
-    ) -> SlowOperation:
-        spent, size_bytes = {}, None
-        if isinstance(node, LogFile):
-            spent = self._store.spent(node.key, began, now)
-            known = self._store.peek(node.key)
-            size_bytes = known.size_bytes if known else None
-        spent["other"] = max(0.0, now - began - sum(spent.values()))
-        return SlowOperation(
-            operation,
-            path=str(node).lstrip("/") or ".",
-            program=callers.program(pid),
-            at_s=time.time() - (now - began),
-            took_s=now - began,
-            waited_for={
-                what: round(seconds, 3)
-                for what, seconds in sorted(spent.items(), key=lambda item: -item[1])
-                if seconds >= 0.001
-            },
-            size_bytes=size_bytes,
-            error=(str(failure) or type(failure).__name__) if failure else "",
-        )
-
-    def _keep(self, slow: SlowOperation) -> None:
+    def keep(self, slow: SlowOperation) -> None:
+        """Remember an operation, if it is among the slowest of late."""
         self._forget()
         self._slow.append(slow)
         if len(self._slow) > _MOST_SLOW:
@@ -113,3 +65,56 @@ class Waits:
     def _forget(self) -> None:
         late = time.time() - _LATE_S
         self._slow = [slow for slow in self._slow if slow.at_s > late]
+
+
+class _Timed:
+    """One operation; a class, since ``contextmanager`` would cost each read twice as much."""
+
+    __slots__ = ("_began", "_node", "_operation", "_pid", "_waits")
+
+    def __init__(self, waits: Waits, operation: str, node: Node, pid: int) -> None:
+        self._waits = waits
+        self._operation = operation
+        self._node = node
+        self._pid = pid
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        failure: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        now = time.monotonic()
+        waits, took_s = self._waits, now - self._began
+        waits.durations[self._operation].add(took_s)
+        if failure is not None:
+            waits.failures[self._operation] += 1
+        if took_s >= _SLOW_S:
+            waits.keep(self._explained(now, failure))
+
+    def _explained(self, now: float, failure: BaseException | None) -> SlowOperation:
+        took_s = now - self._began
+        spent, size_bytes = {}, None
+        if isinstance(self._node, LogFile):
+            store, key = self._waits.store, self._node.key
+            spent = store.spent(key, self._began, now)
+            known = store.peek(key)
+            size_bytes = known.size_bytes if known else None
+        spent["other"] = max(0.0, took_s - sum(spent.values()))
+        return SlowOperation(
+            self._operation,
+            path=str(self._node).lstrip("/") or ".",
+            program=callers.program(self._pid),
+            at_s=time.time() - took_s,
+            took_s=took_s,
+            waited_for={
+                what: round(seconds, 3)
+                for what, seconds in sorted(spent.items(), key=lambda item: -item[1])
+                if seconds >= 0.001
+            },
+            size_bytes=size_bytes,
+            error=(str(failure) or type(failure).__name__) if failure else "",
+        )

@@ -378,6 +378,17 @@ async def test_nobody_waits_for_a_renewal_while_the_old_token_is_good(
     assert cloud.api_tokens == ["t1", "t1", "t2"]
 
 
+async def test_when_the_token_expires_is_known_once_there_is_one(
+    autojump_clock: MockClock,
+) -> None:
+    auth = password_auth()
+    assert auth.expires_in_s is None
+    await Cloud().get(auth)
+    assert auth.expires_in_s == DAY_S
+    await trio.sleep(60)
+    assert auth.expires_in_s == DAY_S - 60
+
+
 async def test_a_good_token_outlives_an_iam_that_is_down(autojump_clock: MockClock) -> None:
     cloud, auth = Cloud(), password_auth()
     await cloud.get(auth)
