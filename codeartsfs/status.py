@@ -78,6 +78,8 @@ class ControlFiles:
     def __init__(self, take: Callable[[], Snapshot]) -> None:
         self._take = take
         self._metrics_bytes = 0
+        # Of its own: threads that wait for a disk that hangs must not keep this from being told.
+        self._threads = trio.CapacityLimiter(1)
 
     def size_bytes(self, name: str) -> int:
         """Return the size to show; that of the metrics is what it was when they were last read."""
@@ -88,7 +90,9 @@ class ControlFiles:
         if name == STATUS_FILE:
             return as_json(snapshot)
         assert name == METRICS_FILE
-        text = await trio.to_thread.run_sync(as_metrics, snapshot, abandon_on_cancel=True)
+        text = await trio.to_thread.run_sync(
+            as_metrics, snapshot, abandon_on_cancel=True, limiter=self._threads
+        )
         self._metrics_bytes = len(text)
         return text
 
@@ -131,6 +135,7 @@ def as_json(now: Snapshot) -> bytes:
         "api": {
             **asdict(now.api),
             **asdict(now.counts),
+            "waited_s": {each: round(s, 3) for each, s in now.counts.waited_s.items()},
             "last_error": failure.error if failure else "",
             "last_error_at_s": round(failure.at_s, 3) if failure else None,
             "next_try_at_s": _later(now, now.trouble.asks_again_in_s),
@@ -258,6 +263,13 @@ def _metrics(now: Snapshot) -> Iterator["Metric"]:
     yield requests
     yield counted("api_retries", "Requests that were sent again.", now.counts.retries)
     yield counted("api_throttled", "Answers that said: too many.", now.counts.throttled)
+    yield counted_by(
+        "reason",
+        "api_wait_seconds",
+        "How long requests were held back: for a free download (slot), the limit of requests"
+        " (pace), the pause that the API asked for (throttled), another try (retry).",
+        now.counts.waited_s,
+    )
     yield counted_by(
         "call",
         "api_received_bytes",

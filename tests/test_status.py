@@ -85,7 +85,7 @@ NOW = Snapshot(
     disk=Tier(2, 2 << 30, 2),
     api=ApiState("down", 1_700_000_050.0, "nobody answers"),
     trouble=ApiTrouble(Mishap(1.7e9, "nobody answers"), Mishap(1.6e9, "expired"), 4.0),
-    counts=ApiCounts(8, 2, 1, 5, 1, 0),
+    counts=ApiCounts(8, 2, 1, 5, 1, 0, {"pace": 1.5, "slot": 0.0}),
     calls={"task_log": CallCounts(Counter({"2xx": 6, "none": 2}), took(0.05, 0.3), 1234)},
 )
 
@@ -158,6 +158,7 @@ def test_metrics_have_the_values(samples: dict[str, Any]) -> None:
     assert value("codeartsfs_api_condition", condition="down") == 1
     assert value("codeartsfs_api_condition", condition="ok") == 0
     assert value("codeartsfs_api_requests_total", call="task_log", answer="none") == 2
+    assert value("codeartsfs_api_wait_seconds_total", reason="pace") == 1.5
     assert value("codeartsfs_open_hits_total") == 9
     assert value("codeartsfs_downloads_in_flight", by="readers") == 1
     assert value("codeartsfs_cache_used_bytes", tier="disk") == 2

@@ -95,7 +95,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class ApiCounts:
-    """What the client has done since it was opened, and what it is doing now."""
+    """What the client has done since it was opened, and what it is doing now.
+
+    Attributes:
+        waited_s: how long requests were held back, by reason.
+    """
 
     requests: int
     retries: int
@@ -103,6 +107,7 @@ class ApiCounts:
     logs_opened: int
     downloads_open: int
     calls_open: int
+    waited_s: Mapping[str, float]
 
 
 @dataclass(eq=False, slots=True)
@@ -241,6 +246,7 @@ class ApiClient:
             logs_opened=self._logs_opened,
             downloads_open=self._pace.downloads_open,
             calls_open=self._pace.calls_open,
+            waited_s=counts.waited_s,
         )
 
     @property

@@ -9,7 +9,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -52,11 +53,16 @@ class TemporaryFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PaceCounts:
-    """What was sent since the start: requests, retries among them, and refusals for speed."""
+    """What was sent since the start: requests, retries among them, and refusals for speed.
+
+    Attributes:
+        waited_s: how long all together waited, and what for.
+    """
 
     requests: int
     retries: int
     throttled: int
+    waited_s: Mapping[str, float]
 
 
 class Permit:
@@ -121,6 +127,7 @@ class Pace:
         self._requests = 0
         self._retries = 0
         self._throttled = 0
+        self._waited_s = {"slot": 0.0, "pace": 0.0, "retry": 0.0, "throttled": 0.0}
 
     async def download_permit(self) -> Permit:
         """Wait until one more log body may be open."""
@@ -132,9 +139,18 @@ class Pace:
 
     async def _permit(self, limiter: trio.CapacityLimiter) -> Permit:
         permit = Permit(limiter)
-        with spent_on("slot"):
+        with self._waiting("slot"):
             await limiter.acquire_on_behalf_of(permit)
         return permit
+
+    @contextmanager
+    def _waiting(self, reason: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            with spent_on(reason):
+                yield
+        finally:
+            self._waited_s[reason] += time.monotonic() - began
 
     async def admit(self) -> None:
         """Wait until one more request may leave; first come, first served.
@@ -142,7 +158,7 @@ class Pace:
         What nobody waits for leaves half of the burst to others, but not for ever: somebody
         may have begun to wait for it. A caller that is cancelled while it waits has taken nothing.
         """
-        with spent_on("pace"):
+        with self._waiting("pace"):
             if in_background():
                 half_full_at = self._full_at - self._slack_s / 2
                 await trio.sleep_until(min(half_full_at, trio.current_time() + _GIVE_WAY_S))
@@ -158,7 +174,7 @@ class Pace:
         return Attempts(self)
 
     def counts(self) -> PaceCounts:
-        return PaceCounts(self._requests, self._retries, self._throttled)
+        return PaceCounts(self._requests, self._retries, self._throttled, dict(self._waited_s))
 
     @property
     def downloads_open(self) -> int:
@@ -215,7 +231,7 @@ class Attempts:
         wait_s = self._pace._decide(failure, self._failed, self._give_up_at - now)
         level = logging.DEBUG if self._failed == 1 else logging.INFO
         logger.log(level, "trying again in %.1f s: %s", wait_s, failure)
-        with spent_on("throttled" if failure.throttled else "retry"):
+        with self._pace._waiting("throttled" if failure.throttled else "retry"):
             await trio.sleep(wait_s)
 
 

@@ -46,7 +46,8 @@ def status(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
     Exit codes: 0 all is well, 1 something is wrong (the API is down or refuses the credentials, a
     mount is dead or does not answer), 2 usage, 4 nothing is mounted there, or anywhere.
     """
-    if watch and not as_json and not sys.stdout.isatty():
+    dumb = not sys.stdout.isatty() or os.environ.get("TERM") == "dumb"
+    if watch and not as_json and dumb:
         raise click.UsageError("--watch needs a terminal; for programs there is --json --watch")
     # One that is named is looked at even when it is gone, should it come back.
     named = None if mountpoint is None else _mount_of(mountpoint)

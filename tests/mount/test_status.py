@@ -309,6 +309,17 @@ def test_refused_credentials_are_told_and_never_shown(rig: Rig, recordings: Path
     assert TOKEN.encode() not in shown
 
 
+@needs_root
+def test_a_mount_of_somebody_else_is_theirs_to_judge(rig: Rig, recordings: Path) -> None:
+    mounted = rig.mount(rig.emulator(recordings))
+    nobody = ("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups")
+    named = rig.run(*nobody, *COMMAND, "status", mounted.path, "--json")
+    assert [look["state"] for look in looks(named)] == ["private"]
+    assert named.code == WRONG
+    all_of_them = looks(rig.run(*nobody, *COMMAND, "status", "--json"))
+    assert os.fspath(mounted.path) in {look["mountpoint"] for look in all_of_them}
+
+
 @pytest.mark.parametrize("where", ["/proc", "missing"])
 def test_where_nothing_is_mounted_is_told(shared: Rig, tmp_path: Path, where: str) -> None:
     outcome = status(shared, tmp_path / where)
