@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import select
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 3.0
 _EVERY_S = 1.0
 _MOST_LINES = 5  # of what is under way, and of what was slow; --json has all
-_WORDS = {"slot": "other downloads", "bytes": "its bytes", "first_byte": "the first byte"}
+_WORDS = {
+    "slot": "other downloads",
+    "pace": "the rate limit",
+    "bytes": "its bytes",
+    "first_byte": "the first byte",
+    "save": "the disk",
+}
 _CONDITIONS = {"down": "the API is down", "refused": "the API refuses the credentials"}
 _WELL = frozenset({"ok", "private"})  # private ones are for somebody else to judge
 
@@ -49,29 +56,35 @@ def status(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
     dumb = not sys.stdout.isatty() or os.environ.get("TERM") == "dumb"
     if watch and not as_json and dumb:
         raise click.UsageError("--watch needs a terminal; for programs there is --json --watch")
-    # One that is named is looked at even when it is gone, should it come back.
-    named = None if mountpoint is None else _mount_of(mountpoint)
-    if mountpoint is not None and named is None:
-        exits.refuse(f"{_shown(mountpoint)} is not a mount of codeartsfs", exits.MOUNT_POINT)
-    looker = _Looker(named)
-    looks = looker.look()
-    if not looks:
-        if as_json:
-            click.echo("[]")
-        exits.refuse("nothing is mounted here by codeartsfs", exits.MOUNT_POINT)
-    if not watch:
-        if as_json:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may have ignored it
+    with suppress(KeyboardInterrupt) if watch else nullcontext():
+        # One that is named is looked at even when it is gone, should it come back.
+        named = None if mountpoint is None else _mount_of(mountpoint)
+        if mountpoint is not None and named is None:
+            exits.refuse(f"{_shown(mountpoint)} is not a mount of codeartsfs", exits.MOUNT_POINT)
+        looker = _Looker(named)
+        looks = looker.look()
+        if not looks:
+            if as_json:
+                click.echo("[]")
+            exits.refuse("nothing is mounted here by codeartsfs", exits.MOUNT_POINT)
+        if watch:
+            _watch(_from_now_on(looks, looker), as_json)
+        elif as_json:
             click.echo(json.dumps(looks, indent=2))
         else:
             _print(looks)
         well = {"ok"} if named else _WELL
         sys.exit(0 if all(look["state"] in well for look in looks) else exits.FAILURE)
+
+
+def _watch(stream: Iterator[list[Look]], as_json: bool) -> None:
+    """Show what comes until Ctrl-C; other ends leave the terminal as it was, too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with suppress(KeyboardInterrupt):
-        if not as_json:
-            _show_live(_from_now_on(looks, looker))
-        for each in _from_now_on(looks, looker):
-            click.echo(json.dumps(each))
+    if not as_json:
+        _show_live(stream)
+    for looks in stream:
+        click.echo(json.dumps(looks))
 
 
 def _from_now_on(looks: list[Look], looker: "_Looker") -> Iterator[list[Look]]:
@@ -118,7 +131,7 @@ class _Looker:
         except OSError as failure:
             state, error = "unreadable", f"{STATUS_FILE} cannot be read: {failure.strerror}"
             if failure.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-                clear = f"codeartsfs umount {_shown(path)}"
+                clear = f"codeartsfs umount {shlex.quote(_shown(path))}"
                 state, error = "dead", f"its daemon is gone; clear it away with: {clear}"
             elif failure.errno == errno.EACCES:
                 state, error = "private", "somebody else's: only who mounted it, and root, may look"
@@ -177,9 +190,10 @@ def _apart(work: Callable[[], bytes]) -> bytes:
                 break
             told += chunk
     os.waitpid(child, 0)
-    number, _, content = bytes(told).partition(b"\n")
-    if number != b"0":
-        raise OSError(int(number), os.strerror(int(number)))
+    line, _, content = bytes(told).partition(b"\n")
+    number = int(line or errno.EIO)  # of one that was killed there is nothing
+    if number:
+        raise OSError(number, os.strerror(number))
     return content
 
 
@@ -307,11 +321,11 @@ def _tier(tier: Mapping[str, Any]) -> str:
 def _flight(flight: Mapping[str, Any]) -> str:
     size_bytes = flight["size_bytes"]
     of = f" of {human.size(size_bytes)}" if size_bytes is not None else ""
-    waiters = "ahead" if flight["background"] else f"{flight['waiters']} wait"
+    who = "fetched ahead" if flight["background"] else f"{flight['waiters']} waiting"
     return (
         f"{flight['path']}: {human.size(flight['landed_bytes'])}{of},"
         f" {human.size(flight['bytes_per_s'])}/s, {human.span(flight['age_s'])},"
-        f" {waiters} for {_word(flight['doing'])}"
+        f" {who}, now for {_word(flight['doing'])}"
     )
 
 

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 
 import cachetools
@@ -197,8 +198,8 @@ class _Flight:
 
     background: bool  # fetching ahead alone has asked for it
     trail: Trail = field(default_factory=lambda: Trail("disk"))
-    begun_at: float = field(default_factory=time.monotonic)
-    first_byte_at: float | None = None  # time.monotonic, too
+    begun_at: float = field(default_factory=monotonic)
+    first_byte_at: float | None = None  # by the same clock
     found_bytes: int = 0  # of the log, when its first byte came
     wanted: trio.Event = field(default_factory=trio.Event)  # somebody reads, not just stats
     sized: trio.Event = field(default_factory=trio.Event)
@@ -512,8 +513,11 @@ class LogStore:
 
     def flights(self) -> tuple[FlightStatus, ...]:
         """Return what is under way, in the order in which it began."""
-        flying = [entry for entry in self._logs.values() if entry.flight is not None]
-        told = (_flight_status(entry, entry.flight) for entry in flying if entry.flight)
+        told = (
+            _flight_status(entry, entry.flight)
+            for entry in self._logs.values()
+            if entry.flight is not None
+        )
         return tuple(sorted(told, key=lambda status: -status.age_s))
 
     def spent(self, key: LogKey, begin: float, end: float) -> dict[str, float]:
@@ -715,8 +719,10 @@ class LogStore:
         flight.sized.set()
         try:
             if keep:  # still in flight: nothing may be appended to what is being saved
+                flight.trail.turn_to("save")
                 await self._keep(entry)
         finally:
+            flight.trail.turn_to("")
             if entry.flight is flight:
                 entry.flight = None
             self._release(entry)
@@ -850,7 +856,7 @@ class LogStore:
                     body.close()
                     return False
             flight.trail.turn_to("bytes")
-            flight.first_byte_at, flight.found_bytes = time.monotonic(), body.landed_bytes
+            flight.first_byte_at, flight.found_bytes = monotonic(), body.landed_bytes
             await self._receive(entry, body, answer)
             entry.whole = answer.whole
         return True
@@ -1004,7 +1010,7 @@ class LogStore:
 
 
 def _flight_status(entry: _Log, flight: _Flight) -> FlightStatus:
-    now = time.monotonic()
+    now = monotonic()
     body = entry.body if isinstance(entry.body, Body) else None
     landed_bytes = body.landed_bytes if body else 0
     took_s = now - flight.first_byte_at if flight.first_byte_at is not None else 0.0

@@ -159,7 +159,7 @@ def test_a_download_under_way_is_shown(shared: Rig, mounted: Mounted, emulator: 
     assert flight["bytes_per_s"] > 0
     shown = status(shared, mounted.path).out.decode()
     assert f"{log_of(3)}: " in shown
-    assert "1 wait for its bytes" in shown
+    assert "1 waiting, now for its bytes" in shown
     assert shared.finish(reader).out == LINES
     wait_until(lambda: not mounted.status()["in_flight"])
 
