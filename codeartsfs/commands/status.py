@@ -106,7 +106,8 @@ def _mount_of(path: Path) -> Path | None:
     found = among(os.path.abspath(path))
     if found is None:
         with suppress(OSError):
-            found = among(os.fsdecode(_apart(lambda: os.fsencode(os.path.realpath(path)))))
+            real = _Child(lambda: os.fsencode(os.path.realpath(path))).result()
+            found = among(os.fsdecode(real))
     return found
 
 
@@ -115,17 +116,26 @@ class _Looker:
 
     def __init__(self, only: Path | None) -> None:
         self._only = only
-        self._stuck: dict[Path, int] = {}  # children that could not be ended yet
+        self._stuck: dict[Path, _Child] = {}  # they could not be ended yet
 
     def look(self) -> list[Look]:
+        """Return what each mount says; of several that hang, none waits for the other."""
         from codeartsfs.fs.mountpoint import mounts
 
-        return [self._look_at(path) for path in mounts() if self._only in (None, path)]
+        paths = [path for path in mounts() if self._only in (None, path)]
+        self._stuck = {path: child for path, child in self._stuck.items() if not child.ended()}
+        children = {
+            path: self._stuck.get(path) or _Child((path / CONTROL_DIR / STATUS_FILE).read_bytes)
+            for path in paths
+        }
+        return [self._look_at(path, child) for path, child in children.items()]
 
-    def _look_at(self, path: Path) -> Look:
+    def _look_at(self, path: Path, child: "_Child") -> Look:
         try:
-            return self._said_by(path)
+            said = json.loads(child.result())
+            return {**said, "state": said["api"]["condition"]}
         except TimeoutError:
+            self._stuck[path] = child
             state = "stuck"
             error = f"no answer within {_TIMEOUT_S:.0f} s: its daemon is stopped or hangs"
         except OSError as failure:
@@ -139,62 +149,53 @@ class _Looker:
             state, error = "unreadable", f"{STATUS_FILE} is not what it should be"
         return {"mountpoint": os.fspath(path), "state": state, "error": error}
 
-    def _said_by(self, path: Path) -> Look:
-        stuck = self._stuck.get(path)
-        if stuck is not None:
-            if os.waitpid(stuck, os.WNOHANG) == (0, 0):
-                raise TimeoutError  # rather than leave a process more behind
-            del self._stuck[path]
-        try:
-            content = _apart((path / CONTROL_DIR / STATUS_FILE).read_bytes)
-        except _StuckError as error:
-            self._stuck[path] = error.child
-            raise
-        said = json.loads(content)
-        return {**said, "state": said["api"]["condition"]}
 
-
-class _StuckError(TimeoutError):
-    """A child does not come back, and perhaps does not even end."""
-
-    def __init__(self, child: int) -> None:
-        super().__init__()
-        self.child = child
-
-
-def _apart(work: Callable[[], bytes]) -> bytes:
-    """Do something in a child process, and give it up where it takes too long.
+class _Child:
+    """A process of its own that does one thing, and is given up where that takes too long.
 
     Who reads a mount that hangs can be ended late or not at all; a thread would keep us from
     ending, too.
-
-    Raises:
-        _StuckError: it took too long.
-        OSError: as ``work`` raises it.
     """
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _do_and_exit(work, send)
-    os.close(send)
-    give_up_at = time.monotonic() + _TIMEOUT_S
-    told = bytearray()
-    with open(receive, "rb", buffering=0) as pipe:
-        while True:
-            left_s = give_up_at - time.monotonic()
-            if left_s <= 0 or not select.select([pipe], [], [], left_s)[0]:
-                os.kill(child, signal.SIGKILL)
-                raise _StuckError(child)
-            chunk = pipe.read(1 << 16)
-            if not chunk:
-                break
-            told += chunk
-    os.waitpid(child, 0)
-    line, _, content = bytes(told).partition(b"\n")
-    number = int(line or errno.EIO)  # of one that was killed there is nothing
-    if number:
-        raise OSError(number, os.strerror(number))
-    return content
+
+    def __init__(self, work: Callable[[], bytes]) -> None:
+        receive, send = os.pipe()
+        self._give_up_at = time.monotonic() + _TIMEOUT_S
+        self._pid = os.fork()
+        if self._pid == 0:
+            _do_and_exit(work, send)
+        os.close(send)
+        self._pipe = open(receive, "rb", buffering=0)  # noqa: SIM115  # closed with the result
+
+    def result(self) -> bytes:
+        """Return what it returned; of what was given up, nothing ever comes.
+
+        Raises:
+            TimeoutError: it took too long.
+            OSError: as the work raised it.
+        """
+        if self._pipe.closed:
+            raise TimeoutError
+        told = bytearray()
+        with self._pipe as pipe:
+            while True:
+                left_s = max(0.0, self._give_up_at - time.monotonic())
+                if not select.select([pipe], [], [], left_s)[0]:
+                    os.kill(self._pid, signal.SIGKILL)
+                    raise TimeoutError
+                chunk = pipe.read(1 << 16)
+                if not chunk:
+                    break
+                told += chunk
+        os.waitpid(self._pid, 0)
+        line, _, content = bytes(told).partition(b"\n")
+        number = int(line or errno.EIO)  # of one that was killed there is nothing
+        if number:
+            raise OSError(number, os.strerror(number))
+        return content
+
+    def ended(self) -> bool:
+        """Whether one that was given up is gone."""
+        return os.waitpid(self._pid, os.WNOHANG) != (0, 0)
 
 
 def _do_and_exit(work: Callable[[], bytes], send: int) -> NoReturn:

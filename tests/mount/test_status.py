@@ -287,6 +287,22 @@ def test_a_stopped_mount_is_said_to_be_stuck_and_can_be_unmounted(
     assert mounted.process.wait(15) == 0
 
 
+def test_mounts_that_are_stuck_hold_up_no_other(rig: Rig, recordings: Path) -> None:
+    emulator = rig.emulator(recordings)
+    stuck = [rig.mount(emulator, at=at, cache=None) for at in ("one", "two", "three")]
+    for mounted in stuck:
+        mounted.process.send_signal(signal.SIGSTOP)
+    try:
+        looking = rig.start(*COMMAND, "status", "--json")
+        children = Path(f"/proc/{looking.pid}/task/{looking.pid}/children")
+        wait_until(lambda: len(children.read_text().split()) >= len(stuck))  # all at once
+        states = {look["mountpoint"]: look["state"] for look in looks(rig.finish(looking))}
+        assert {states[os.fspath(mounted.path)] for mounted in stuck} == {"stuck"}
+    finally:
+        for mounted in stuck:
+            mounted.process.send_signal(signal.SIGCONT)
+
+
 def test_refused_credentials_are_told_and_never_shown(rig: Rig, recordings: Path) -> None:
     wrong = "not-the-token-0123456789"
     credentials = {"CODEARTSFS_TOKEN": wrong}
