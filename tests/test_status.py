@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,19 @@ def test_what_the_dashboard_and_the_docs_name_is_there(path: str, samples: dict[
     named = set(NAME.findall((ROOT / path).read_text()))
     assert named
     assert named - samples.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("codeartsfs.daemon", {"prometheus_client"}),
+        ("codeartsfs.commands.status", {"prometheus_client", "rich", "trio", "httpx", "pyfuse3"}),
+    ],
+)
+def test_what_takes_long_to_import_is_not(module: str, heavy: set[str]) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert not heavy & set(done.stdout.decode().split())
 
 
 def test_panels_of_the_dashboard_lie_side_by_side() -> None:
