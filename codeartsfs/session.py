@@ -38,8 +38,13 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(config: SessionConfig, credentials: Credentials) -> AsyncIterator[Session]:
+async def open_session(
+    config: SessionConfig, credentials: Credentials, *, keeps_running: bool = False
+) -> AsyncIterator[Session]:
     """Open the cache and all that asks the API; nothing is asked for yet.
+
+    Args:
+        keeps_running: logs that still grow are put on disk, too, as far as they are.
 
     Raises:
         CacheDirectoryError: the cache directory cannot be used.
@@ -78,6 +83,7 @@ async def open_session(config: SessionConfig, credentials: Credentials) -> Async
                 scratch=_scratch(),
                 refresh_s=config.refresh_s,
                 settle_s=config.settle_s,
+                keeps_running=keeps_running,
             )
         )
         yield Session(client, catalog, jobs, store)

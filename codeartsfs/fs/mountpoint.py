@@ -37,6 +37,17 @@ def _mounted() -> dict[Path, str]:
     return {Path(_unescape(fields[4])): fields[fields.index("-") + 1] for fields in table}
 
 
+def mounts(source: str | None = None) -> list[Path]:
+    """Return where our file systems are mounted, all of them or those of one source."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        kind, origin = fields[fields.index("-") + 1 :][:2]
+        if kind == FS_TYPE and source in (None, _unescape(origin)):
+            found.append(Path(_unescape(fields[4])))
+    return found
+
+
 def check_fuse() -> None:
     """Make sure that mounting can work here.
 

@@ -455,16 +455,23 @@ class Tree:
 
     async def places(self, paths: Iterable[str]) -> tuple[RecordId | LogKey, ...]:
         """Return the records and logs that paths lead to, links followed, nothing else."""
-        found = []
+        found: list[RecordId | LogKey] = []
         for path in paths:
             await trio.lowlevel.checkpoint()  # there may be thousands
             with suppress(CodeArtsError):
-                place = await self._place(path)
-                if place is not None:
-                    found.append(place)
+                match await self.follow(path):
+                    case RecordDir(record):
+                        found.append(record)
+                    case LogFile(key):
+                        found.append(key)
         return tuple(found)
 
-    async def _place(self, path: str) -> RecordId | LogKey | None:
+    async def follow(self, path: str) -> Node | None:
+        """Return what a path leads to, links followed; None where it can lead nowhere.
+
+        Raises:
+            CodeArtsError: a link on it leads nowhere, or the API could not be asked.
+        """
         node: Node | None = ROOT
         for name in path.split("/"):
             node = self.child(node, name) if node else None
@@ -476,12 +483,7 @@ class Tree:
                     node = self._log(failed) if failed else None
                 case NameLink(key):
                     node = self._log(key)
-        match node:
-            case RecordDir(record):
-                return record
-            case LogFile(key):
-                return key
-        return None
+        return node
 
     def failed_log(self, record: RecordId) -> LogKey | None:
         """Return the log of the stage that failed first, as last told."""

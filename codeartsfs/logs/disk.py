@@ -3,6 +3,7 @@
 Layout below the cache directory (0700, files 0600)::
 
     v1/<record_id>/stage3.info.log    the bytes of the log, then a footer of 512 bytes
+    v1/<record_id>/pinned             nothing; its being there keeps the record from eviction
     v1/tmp/                           names of files on their way in
 
 The footer repeats whose log it is, carries size, SHA-256 and state, and ends in a checksum
@@ -18,6 +19,7 @@ are locked by their process; those that are not are litter of one that was kille
 Eviction is least recently *opened* first, by file modification time, which an open
 renews. Accounting is a scan, repeated only when enough was written to need one; so
 several mounts may share a cache directory and each sees what the others keep.
+Pins are files as well, looked at for each entry that is about to go, so they need no protocol either.
 
 Nothing here follows a symbolic link below the cache directory, or waits for a pipe.
 """
@@ -33,7 +35,7 @@ import stat
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +50,15 @@ log = logging.getLogger(__name__)
 FOOTER_BYTES = 512
 _CHECKED_BYTES = FOOTER_BYTES - 9  # its checksum: a blank and eight digits
 _MAGIC = "codeartsfs-log-1"
+_PIN = "pinned"
+FORMAT = "v1"  # the directory of this layout
 _LOW_WATER = 0.9  # evict down to this share of the limit, so that eviction is rare
 _UNSEEN = 0.05  # share of the limit that may be saved until a scan sees what other mounts saved
 _FREE_SPACE_FLOOR = 0.05  # of the file system, left to others
 _MOST_FREE_BYTES = 1 << 30
 _READ_BYTES = 1 << 20
 _MOST_VERIFIED = 100_000
+_TRIES_TO_PIN = 100  # against a mount that evicts
 _CAUTIOUSLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # somebody may have put a pipe there
 
 
@@ -67,7 +72,8 @@ class LogMeta:
 
     ``final`` logs are kept as they are. For the others the API tells no state:
     ``checked_ns`` and ``unchanged`` (how often in a row a check found no growth) say
-    when to look again. ``modified_ns`` is what ``stat`` shows as mtime.
+    when to look again, at once if its stage was ``running`` then. ``modified_ns`` is what
+    ``stat`` shows as mtime.
     """
 
     size_bytes: int
@@ -77,6 +83,23 @@ class LogMeta:
     checked_ns: int
     unchanged: int = 0
     request_id: str = ""
+    running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One log in the tier: what can be said of it without reading it.
+
+    Attributes:
+        size_bytes: of the file, footer included; the measure of every limit.
+        used_ns: when it was last opened.
+        pinned: its record is kept from eviction.
+    """
+
+    key: LogKey
+    size_bytes: int
+    used_ns: int
+    pinned: bool
 
 
 @dataclass(eq=False, slots=True)
@@ -125,7 +148,7 @@ class DiskTier:
             CacheDirectoryError: it belongs to somebody else, is open to others, or is unusable.
         """
         self.limit_bytes = limit_bytes
-        self._root = root / "v1"
+        self._root = root / FORMAT
         self._tmp = self._root / "tmp"
         # Used by several threads at once: nothing but single operations of a plain dict.
         self._verified: dict[LogKey, tuple[int, int]] = {}
@@ -340,10 +363,16 @@ class DiskTier:
             if self._unlink(key):
                 _fsync_directory(self._root / key.record)
 
-    def _unlink(self, key: LogKey) -> bool:
+    def _unlink(self, key: LogKey, *, unless_pinned: bool = False) -> bool:
         """Remove an entry. Return whether it is gone."""
         try:
-            self._path(key).unlink(missing_ok=True)
+            with _directory(self._root / key.record) as directory:
+                # The lock makes who pins just now wait, or us leave it.
+                if unless_pinned and (not _lock_shared(directory) or self.is_pinned(key.record)):
+                    return False
+                self._path(key).unlink()
+        except FileNotFoundError:
+            return True
         except OSError as error:
             log.warning("cache: cannot remove %s: %s", key, error)
             return False
@@ -411,29 +440,17 @@ class DiskTier:
             return frozenset()
         # An entry that is about to be replaced needs no room beside the new one.
         replaced = {sparing, *(save.key for save in self._landing)}
-        others = (entry for entry in self._scan() if entry[2] not in replaced)
-        entries = sorted(others, key=lambda entry: entry[0])
-        used_bytes = sum(size for _, size, _ in entries)
+        entries = [entry for entry in self.entries() if entry.key not in replaced]
+        used_bytes = sum(entry.size_bytes for entry in entries)
         excess = used_bytes + wanted_bytes - self.limit_bytes
         if excess > 0:
-            excess = used_bytes + wanted_bytes - int(self.limit_bytes * _LOW_WATER)
+            # Of what pins leave, a tenth is freed at once.
+            kept_bytes = sum(entry.size_bytes for entry in entries if entry.pinned)
+            excess += int(max(self.limit_bytes - kept_bytes, 0) * (1 - _LOW_WATER))
         # Others fill the disk: give up as much as is added, not all there is.
         excess = max(excess, min(short_bytes, wanted_bytes))
-        evicted = set()
-        for _, size, key in entries:
-            if excess <= 0:
-                break
-            if not self._unlink(key):
-                continue
-            self._verified.pop(key, None)
-            evicted.add(key)
-            used_bytes -= size
-            excess -= size
-        for record in {key.record for key in evicted}:
-            try:
-                (self._root / record).rmdir()
-            except OSError:
-                continue  # other logs of it are still here
+        evicted = self._evict_oldest(entries, excess)
+        used_bytes -= sum(entry.size_bytes for entry in evicted)
         self._used_bytes, self._unscanned_bytes = used_bytes, 0
         self._log_count = len(entries) - len(evicted)
         self._evicted_logs += len(evicted)
@@ -441,7 +458,25 @@ class DiskTier:
             raise OSError(errno.EDQUOT, "nothing more can be evicted (see --cache-size)")
         if evicted:
             log.info("cache: evicted %d logs, %d bytes remain", len(evicted), used_bytes)
-        return frozenset(evicted)
+        return frozenset(entry.key for entry in evicted)
+
+    def _evict_oldest(self, entries: Iterable[Entry], excess_bytes: float) -> list[Entry]:
+        """Remove what was used longest ago until so many bytes are free; return what is gone."""
+        evicted = []
+        for entry in sorted(entries, key=lambda entry: entry.used_ns):
+            if excess_bytes <= 0:
+                break
+            if not entry.pinned and self._unlink(entry.key, unless_pinned=True):
+                self._verified.pop(entry.key, None)
+                evicted.append(entry)
+                excess_bytes -= entry.size_bytes
+        self._remove_empty({entry.key.record for entry in evicted})
+        return evicted
+
+    def _remove_empty(self, records: Iterable[RecordId]) -> None:
+        for record in records:
+            with suppress(OSError):  # other logs of it are still here
+                (self._root / record).rmdir()
 
     def _short_bytes(self) -> int:
         """Bytes missing to leave the file system its free-space floor."""
@@ -449,15 +484,121 @@ class DiskTier:
         floor_bytes = min(fs.f_blocks * fs.f_frsize * _FREE_SPACE_FLOOR, _MOST_FREE_BYTES)
         return int(floor_bytes - fs.f_bavail * fs.f_frsize)
 
-    def _scan(self) -> Iterator[tuple[int, int, LogKey]]:
-        """Yield (last use in ns, bytes, key) of every entry."""
+    # What looks after a cache directory. These block, and need no event loop.
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every log there is, record by record."""
         for record in self._records():
+            pinned = self.is_pinned(record)
             for key in self._logs(record):
                 try:
-                    entry = self._path(key).lstat()
+                    status = self._path(key).lstat()
                 except OSError:
                     continue  # another mount evicted it just now
-                yield entry.st_mtime_ns, entry.st_size, key
+                yield Entry(key, status.st_size, status.st_mtime_ns, pinned)
+
+    def footer(self, key: LogKey) -> LogMeta | None:
+        """Return what a log says of itself; None where it is damaged or gone."""
+        return self._meta(key)
+
+    def damaged(self, key: LogKey) -> bool:
+        """Whether the bytes of a log that is there are not those that were saved."""
+        for _ in range(2):  # a mount may be putting another in its place, or its footer
+            try:
+                fd = self._open(key)
+            except FileNotFoundError:
+                return False
+            except OSError:
+                continue
+            try:
+                meta = _read_footer(fd, key)
+                if meta and _hash_file(fd, meta.size_bytes).hexdigest() == meta.sha256:
+                    return False
+            except OSError as error:
+                log.warning("cache: cannot read %s: %s", key, error)
+            finally:
+                os.close(fd)
+        return True
+
+    def evict(
+        self, to_bytes: float, used_before_ns: float = 0, *, dry_run: bool = False
+    ) -> list[Entry]:
+        """Remove what was used longest ago, or before a time, down to a size; never pinned logs.
+
+        Returns:
+            What is gone, or would be in a ``dry_run``.
+        """
+        entries = sorted(self.entries(), key=lambda entry: entry.used_ns)
+        old_bytes = sum(
+            e.size_bytes for e in entries if not e.pinned and e.used_ns < used_before_ns
+        )
+        excess_bytes = max(sum(entry.size_bytes for entry in entries) - to_bytes, old_bytes)
+        if not dry_run:
+            return self._evict_oldest(entries, excess_bytes)
+        going = []
+        for entry in entries:
+            if excess_bytes > 0 and not entry.pinned:
+                going.append(entry)
+                excess_bytes -= entry.size_bytes
+        return going
+
+    def discard(self, key: LogKey) -> bool:
+        """Remove a log, pinned or not. Return whether it is gone."""
+        gone = self._unlink(key)
+        self._remove_empty({key.record})
+        return gone
+
+    def is_pinned(self, record: RecordId) -> bool:
+        """Whether a record is kept from eviction. A link in the place of the mark is none."""
+        try:
+            return stat.S_ISREG((self._root / record / _PIN).lstat().st_mode)
+        except OSError:
+            return False
+
+    def pinned_records(self) -> tuple[RecordId, ...]:
+        """Return the records that are kept from eviction, those without a log included."""
+        return tuple(filter(self.is_pinned, self._records()))
+
+    def pin(self, record: RecordId) -> None:
+        """Keep the logs of a record, and those still to come, from every eviction from here on.
+
+        Raises:
+            OSError: it cannot be marked.
+        """
+        for _ in range(_TRIES_TO_PIN):
+            with suppress(FileExistsError):
+                (self._root / record).mkdir(mode=0o700)
+            try:
+                with _directory(self._root / record) as directory:
+                    with suppress(OSError):  # a file system that has no locks
+                        fcntl.flock(directory, fcntl.LOCK_EX)  # who removes a log now is done then
+                    flags = os.O_CREAT | os.O_WRONLY | _CAUTIOUSLY
+                    mark = os.open(_PIN, flags, 0o600, dir_fd=directory)
+                    try:
+                        if not stat.S_ISREG(os.fstat(mark).st_mode):
+                            raise OSError(errno.EEXIST, "something else is in the mark's place")
+                        os.fchmod(mark, 0o600)
+                    finally:
+                        os.close(mark)
+                    os.fsync(directory)
+                _fsync_directory(self._root)
+                return
+            except FileNotFoundError:
+                continue  # a mount evicted the last log of the record
+        raise OSError(errno.EBUSY, "it is being evicted all the time")
+
+    def unpin(self, record: RecordId) -> bool:
+        """Give a record back to eviction. Return whether it was pinned.
+
+        Raises:
+            OSError: the mark cannot be removed.
+        """
+        if not self.is_pinned(record):
+            return False
+        (self._root / record / _PIN).unlink(missing_ok=True)
+        _fsync_directory(self._root / record)
+        self._remove_empty({record})
+        return True
 
 
 def _remove_litter(directory: Path) -> None:
@@ -537,6 +678,7 @@ def _write_footer(fd: int, key: LogKey, meta: LogMeta) -> None:
             "checked_ns": meta.checked_ns,
             "unchanged": meta.unchanged,
             "request_id": meta.request_id.encode("ascii", "ignore")[:64].decode(),
+            **({"running": True} if meta.running else {}),
         },
         separators=(",", ":"),
     ).encode()
@@ -572,6 +714,7 @@ def _read_footer(fd: int, key: LogKey) -> LogMeta | None:
             checked_ns=int(values["checked_ns"]),
             unchanged=int(values["unchanged"]),
             request_id=str(values["request_id"]),
+            running=values.get("running") is True,
         )
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
@@ -601,6 +744,15 @@ def _lock(fd: int) -> None:
     """Say that a file is in use, until its process closes it or is killed."""
     with suppress(OSError):  # a file system that has no locks
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_shared(directory: int) -> bool:
+    """Say that something in a directory is removed; False where somebody pins it just now."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno != errno.EWOULDBLOCK  # else a file system that has no locks
+    return True
 
 
 @contextmanager

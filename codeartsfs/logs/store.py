@@ -203,6 +203,7 @@ class _Flight:
     found_bytes: int = 0  # of the log, when its first byte came
     wanted: trio.Event = field(default_factory=trio.Event)  # somebody reads, not just stats
     sized: trio.Event = field(default_factory=trio.Event)
+    over: trio.Event = field(default_factory=trio.Event)  # and what it brought is kept
     asked: bool = False  # the API, not only the disk
     failure: Exception | None = None
 
@@ -231,6 +232,7 @@ class _Log:
     whole: bool = False  # the last look transferred all of it
     retry_at: float = -float("inf")  # trio's clock: the last look failed
     request_id: str = ""
+    received_bytes: int = 0
     flight: _Flight | None = None
     users: int = 0
 
@@ -251,7 +253,7 @@ class _Log:
         self.final = meta.final
         self.stateless = not meta.final
         self.modified_ns = meta.modified_ns
-        self.checked_ns = meta.checked_ns
+        self.checked_ns = 0 if meta.running else meta.checked_ns  # what ran has grown since
         self.unchanged = meta.unchanged
         self.request_id = meta.request_id
 
@@ -271,6 +273,17 @@ class OpenLog:
     @property
     def stat(self) -> LogStat:
         return self._store._stat_of(self._log)
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes of it came from the API since the store has it at hand."""
+        return self._log.received_bytes
+
+    async def kept(self) -> bool:
+        """Wait until nothing more of it is coming; return whether the disk tier has it then."""
+        while self._log.flight is not None:
+            await self._log.flight.over.wait()
+        return self._log.saved
 
     def landed(self, offset: int, size: int) -> bool:
         """Whether all announced bytes of a range are here."""
@@ -317,6 +330,7 @@ class LogStore:
         scratch: Path,
         refresh_s: float,
         settle_s: float,
+        keeps_running: bool = False,
     ) -> None:
         self._source = source
         self._states = states
@@ -326,6 +340,7 @@ class LogStore:
         self._scratch = scratch
         self._refresh_s = refresh_s
         self._settle_s = settle_s
+        self._keeps_running = keeps_running
         self._logs: dict[LogKey, _Log] = {}
         self._idle: OrderedDict[LogKey, _Log] = OrderedDict()
         self._generations: dict[LogKey, int] = {}
@@ -725,6 +740,7 @@ class LogStore:
             flight.trail.turn_to("")
             if entry.flight is flight:
                 entry.flight = None
+            flight.over.set()
             self._release(entry)
 
     async def _look(self, entry: _Log, flight: _Flight) -> bool:
@@ -789,7 +805,7 @@ class LogStore:
         self._remember(
             entry.key, entry.size_bytes, entry.modified_ns, final=entry.final, running=running
         )
-        return not running
+        return not running or self._keeps_running
 
     async def _load(self, entry: _Log) -> bool:
         if self.disk is None:
@@ -906,7 +922,9 @@ class LogStore:
 
     async def _append(self, entry: _Log, body: Body, chunks: Sequence[bytes]) -> None:
         """Take what came; where the cache's disk is full, make room or go on elsewhere."""
-        self._received_bytes += sum(map(len, chunks))
+        count_bytes = sum(map(len, chunks))
+        self._received_bytes += count_bytes
+        entry.received_bytes += count_bytes
         if entry.saved:  # leave the disk tier's file as it was verified
             await body.move_to(self._new_fd())
             entry.saved = False
@@ -983,6 +1001,7 @@ class LogStore:
             checked_ns=entry.checked_ns,
             unchanged=entry.unchanged,
             request_id=entry.request_id,
+            running=not (entry.final or entry.stateless),
         )
         try:
             if entry.final and meta.size_bytes <= self.memory.largest_bytes:
@@ -1037,6 +1056,7 @@ async def open_log_store(
     scratch: Path,
     refresh_s: float,
     settle_s: float,
+    keeps_running: bool = False,
 ) -> AsyncIterator[LogStore]:
     """Run a store. Its downloads end when the block is left.
 
@@ -1046,6 +1066,7 @@ async def open_log_store(
         scratch: a directory for downloads where there is no disk tier.
         refresh_s: how old a running log may be when it is opened.
         settle_s: how long the last lines of a log may come after its stage was over.
+        keeps_running: logs that still grow are put on disk, too, as far as they are.
     """
     store: LogStore | None = None
     try:
@@ -1059,6 +1080,7 @@ async def open_log_store(
                 scratch=scratch,
                 refresh_s=refresh_s,
                 settle_s=settle_s,
+                keeps_running=keeps_running,
             )
             yield store
             nursery.cancel_scope.cancel()
