@@ -8,9 +8,13 @@ from codeartsfs import __version__
 
 # Each is loaded when it is called, and light enough for all to be loaded for --help.
 _COMMANDS = {
+    "cache": "codeartsfs.commands.cache:cache",
     "demo": "codeartsfs.emulator.demo:demo_command",
     "emulator": "codeartsfs.emulator.command:emulator_command",
+    "fetch": "codeartsfs.commands.fetch:fetch",
+    "grep": "codeartsfs.commands.grep:grep",
     "mount": "codeartsfs.commands.mount:mount",
+    "open": "codeartsfs.commands.open:open_log",
     "refresh": "codeartsfs.commands.mount:refresh",
     "status": "codeartsfs.commands.status:status",
     "umount": "codeartsfs.commands.mount:umount",

@@ -3,10 +3,8 @@
 Nesting is ownership: the client outlives the store, the store outlives the mount.
 """
 
-import ctypes
 import logging
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -25,12 +23,11 @@ from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.names import CONTROL_DIR, STATUS_FILE, LogKey, RecordId
 from codeartsfs.notify import Notifier
-from codeartsfs.session import Session, cancelled_at_the_end, open_session
+from codeartsfs.session import Session, cancelled_at_the_end, open_session, prepare_process
 from codeartsfs.status import ControlFiles, Kernel, Snapshot, Tier
 
 log = logging.getLogger(__name__)
 
-_PR_SET_DUMPABLE = 4  # prctl(2)
 _GRACE_S = 1.0  # for requests under way when the end is asked for
 _STATUS_EVERY_S = 10.0
 
@@ -48,8 +45,7 @@ async def serve(
         EndpointError: the endpoint or the CA file cannot be used.
         MountPointError: mounting failed.
     """
-    _allow_many_files()
-    _allow_no_core_dump()
+    prepare_process()
     crawlers = CRAWLERS if config.crawlers is None else config.crawlers
     watched = Callers(config.deadline_s, crawlers)
     async with AsyncExitStack() as stack:
@@ -182,14 +178,3 @@ def _snapshot(
         counts=client.statistics,
         calls=client.calls(),
     )
-
-
-def _allow_many_files() -> None:
-    """Every open log is a file here: take all descriptors that the administrator permits."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _allow_no_core_dump() -> None:
-    """Keep the credentials in this process: no core dump, no tracing by others of the same user."""
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,7 +1,9 @@
 """A session: one use of the API and of the cache, by a mount or by a command without one."""
 
+import ctypes
 import logging
 import os
+import resource
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +27,8 @@ from codeartsfs.model import LogPrefix
 from codeartsfs.names import LogKey
 
 log = logging.getLogger(__name__)
+
+_PR_SET_DUMPABLE = 4  # prctl(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,15 @@ async def open_session(
             )
         )
         yield Session(client, catalog, jobs, store)
+
+
+def prepare_process() -> None:
+    """Make this process one that may have many logs open and keeps its credentials to itself."""
+    # Every open log is a file here: take all descriptors that the administrator permits.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # No core dump, no tracing by others of the same user.
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 @asynccontextmanager

@@ -214,6 +214,10 @@ class Index:
             return told
         return await self._read(lambda file: _jobs(file, project), None)
 
+    async def all_jobs(self) -> tuple[Job, ...]:
+        """Return the jobs of all projects that were ever told."""
+        return await self._read(_all_jobs, ())
+
     @property
     def _unwritten(self) -> _Rows:
         return self._being_written.under(self._told)
@@ -600,3 +604,8 @@ def _build(file: sqlite3.Connection, build_project_id: str, build_no: int) -> Bu
 def _jobs(file: sqlite3.Connection, project: ProjectId) -> tuple[Job, ...] | None:
     row = file.execute("SELECT jobs FROM projects WHERE project = ?", (project,)).fetchone()
     return None if row is None else tuple(Job(*job) for job in _unsealed(row[0], project))
+
+
+def _all_jobs(file: sqlite3.Connection) -> tuple[Job, ...]:
+    rows = file.execute("SELECT project, jobs FROM projects")
+    return tuple(Job(*job) for project, jobs in rows for job in _unsealed(jobs, project))

@@ -1,7 +1,8 @@
-"""From options to what opens a session: which API, as whom, with which cache."""
+"""From options to a session: which API, as whom, with which cache."""
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,6 +14,9 @@ from codeartsfs.config import SessionConfig, default_cache_dir
 
 if TYPE_CHECKING:
     from codeartsfs.api.auth import Credentials
+    from codeartsfs.names import LogLevel
+    from codeartsfs.selection import Selection
+    from codeartsfs.session import Session
 
 
 def session_config(settings: Mapping[str, Any]) -> "tuple[SessionConfig, Credentials]":
@@ -23,7 +27,7 @@ def session_config(settings: Mapping[str, Any]) -> "tuple[SessionConfig, Credent
     from codeartsfs.api.auth import CredentialsError, load_credentials
     from codeartsfs.api.endpoints import is_loopback
 
-    address = _address(settings["endpoint"], settings["region"])
+    address = address_of(settings)
     try:
         credentials = load_credentials(
             os.environ,
@@ -56,6 +60,46 @@ def session_config(settings: Mapping[str, Any]) -> "tuple[SessionConfig, Credent
     return config, credentials
 
 
+def use_session(
+    settings: Mapping[str, Any], task: "Callable[[Session, Selection], Awaitable[None]]"
+) -> None:
+    """Run a task that needs no mount: with a session, and what finds things by their names.
+
+    Ends the command where there can be no session, and at Ctrl-C.
+    """
+    import trio
+
+    from codeartsfs.api.endpoints import EndpointError
+    from codeartsfs.fs.mountpoint import mounts
+    from codeartsfs.logs.disk import CacheDirectoryError
+    from codeartsfs.selection import Selection
+    from codeartsfs.session import open_session, prepare_process
+
+    config, credentials = session_config(settings)
+    prepare_process()
+
+    async def run() -> None:
+        async with open_session(config, credentials, keeps_running=True) as session:
+            await task(session, Selection(session, mounts(), Path.cwd()))
+
+    try:
+        try:
+            trio.run(run)
+        except BaseExceptionGroup as group:
+            raise exits.first(group) from group
+    except (EndpointError, CacheDirectoryError) as error:
+        exits.refuse(str(error), exits.USAGE)
+    except KeyboardInterrupt:
+        sys.exit(exits.INTERRUPTED)
+
+
+def levels(chosen: str) -> "tuple[LogLevel, ...]":
+    """Return what ``--level`` means."""
+    from codeartsfs.names import LogLevel
+
+    return tuple(LogLevel) if chosen == "all" else (LogLevel(chosen.upper()),)
+
+
 def cache_directory(chosen: str | None) -> Path | None:
     """Return what ``--cache-dir`` means; None for no cache."""
     if chosen == "none":
@@ -63,9 +107,11 @@ def cache_directory(chosen: str | None) -> Path | None:
     return Path(chosen).expanduser().absolute() if chosen else default_cache_dir()
 
 
-def _address(endpoint: str | None, region: str | None) -> str:
+def address_of(settings: Mapping[str, Any]) -> str:
+    """Return the address of the API that is chosen; ends the command where none is."""
     from codeartsfs.api.endpoints import EndpointError, check_endpoint, endpoint_for_region
 
+    endpoint, region = settings["endpoint"], settings["region"]
     if endpoint and region:
         if _distance("endpoint") == _distance("region") == 0:
             raise click.UsageError("give --region or --endpoint, not both")

@@ -10,6 +10,7 @@ USAGE = 2  # click's own
 CREDENTIALS = 3
 MOUNT_POINT = 4
 NO_FUSE = 5
+INTERRUPTED = 130  # as the shell has it for Ctrl-C
 
 
 def refuse(message: str, code: int) -> NoReturn:

@@ -88,16 +88,18 @@ cache_dir_option = _option(
     "--cache-dir", metavar="DIR|none", help="Where logs are kept.  [default: ~/.cache/codeartsfs]"
 )
 
+cache_size_option = _option(
+    "--cache-size",
+    type=size_bytes,
+    metavar="SIZE",
+    default="2G",
+    show_default=True,
+    help="Disk cache limit.",
+)
+
 cache_options = _group(
     cache_dir_option,
-    _option(
-        "--cache-size",
-        type=size_bytes,
-        metavar="SIZE",
-        default="2G",
-        show_default=True,
-        help="Disk cache limit.",
-    ),
+    cache_size_option,
     _option(
         "--memory-cache",
         type=size_bytes,
@@ -163,6 +165,32 @@ mount_options = _group(
         metavar="OPT[,OPT...]",
         default="",
         help="Mount options, such as allow_other.",
+    ),
+)
+
+# Which logs are meant where a record or a job is named.
+selection_options = _group(
+    click.option(
+        "--level",
+        type=click.Choice(["info", "debug", "all"]),
+        default="info",
+        show_default=True,
+        help="Logs of this level.",
+    ),
+    click.option(
+        "--stage",
+        "stages",
+        multiple=True,
+        metavar="STAGE",
+        help="Logs of this stage, by number or by name; repeatable.",
+    ),
+    click.option(
+        "--builds",
+        type=click.IntRange(min=1, max=2**31 - 1),
+        default=1,
+        metavar="N",
+        show_default=True,
+        help="Newest builds of a job that is named without one.",
     ),
 )
 

@@ -290,7 +290,7 @@ class Tree:
         """
         match link:
             case BuildLink(directory, which):
-                return self._up_from(directory) + await self._record_of(directory, which)
+                return self._up_from(directory) + await self.record_of(directory, which)
             case FailedLink(record):
                 failed = first_failed(await self._runs(record) or ())
                 if failed is None:
@@ -304,7 +304,13 @@ class Tree:
                     raise NotFound(f"no stage of {key.record} is called {name!r}")
                 return f"../{key.file_name}"
 
-    async def _record_of(self, directory: JobDir, which: Which) -> RecordId:
+    async def record_of(self, directory: JobDir, which: Which) -> RecordId:
+        """Return the record of a build, as last told where the API is down or slow.
+
+        Raises:
+            NotFound: there is no such build.
+            CodeArtsError: nothing is known and the API could not be asked.
+        """
         job = await self._jobs.job(directory.project, directory.name)
         known = None
         if isinstance(which, Latest):
@@ -477,7 +483,7 @@ class Tree:
             node = self.child(node, name) if node else None
             match node:
                 case BuildLink(directory, which):
-                    node = RecordDir(await self._record_of(directory, which))
+                    node = RecordDir(await self.record_of(directory, which))
                 case FailedLink(record):
                     failed = LogKey.parse(record, await self.target(node))
                     node = self._log(failed) if failed else None

@@ -3,7 +3,7 @@
 Layout below the cache directory (0700, files 0600)::
 
     v1/<record_id>/stage3.info.log    the bytes of the log, then a footer of 512 bytes
-    v1/<record_id>/pinned             nothing; its being there keeps the record from eviction
+    v1/pins/<record_id>               nothing; its being there keeps the record from eviction
     v1/tmp/                           names of files on their way in
 
 The footer repeats whose log it is, carries size, SHA-256 and state, and ends in a checksum
@@ -18,8 +18,8 @@ are locked by their process; those that are not are litter of one that was kille
 
 Eviction is least recently *opened* first, by file modification time, which an open
 renews. Accounting is a scan, repeated only when enough was written to need one; so
-several mounts may share a cache directory and each sees what the others keep.
-Pins are files as well, looked at for each entry that is about to go, so they need no protocol either.
+several mounts may share a cache directory and each sees what the others keep. Pins are files,
+too, and read anew by each eviction; the lock on ``v1`` makes who pins wait for one under way.
 
 Nothing here follows a symbolic link below the cache directory, or waits for a pipe.
 """
@@ -34,8 +34,9 @@ import secrets
 import stat
 import tempfile
 import threading
+import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,6 @@ log = logging.getLogger(__name__)
 FOOTER_BYTES = 512
 _CHECKED_BYTES = FOOTER_BYTES - 9  # its checksum: a blank and eight digits
 _MAGIC = "codeartsfs-log-1"
-_PIN = "pinned"
 FORMAT = "v1"  # the directory of this layout
 _LOW_WATER = 0.9  # evict down to this share of the limit, so that eviction is rare
 _UNSEEN = 0.05  # share of the limit that may be saved until a scan sees what other mounts saved
@@ -58,7 +58,7 @@ _FREE_SPACE_FLOOR = 0.05  # of the file system, left to others
 _MOST_FREE_BYTES = 1 << 30
 _READ_BYTES = 1 << 20
 _MOST_VERIFIED = 100_000
-_TRIES_TO_PIN = 100  # against a mount that evicts
+_PINNING_S = 1.0  # how long an eviction waits for who pins; it may have been stopped meanwhile
 _CAUTIOUSLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # somebody may have put a pipe there
 
 
@@ -150,6 +150,7 @@ class DiskTier:
         self.limit_bytes = limit_bytes
         self._root = root / FORMAT
         self._tmp = self._root / "tmp"
+        self._pins = self._root / "pins"
         # Used by several threads at once: nothing but single operations of a plain dict.
         self._verified: dict[LogKey, tuple[int, int]] = {}
         self._accounts = threading.Lock()  # of the five below
@@ -363,16 +364,10 @@ class DiskTier:
             if self._unlink(key):
                 _fsync_directory(self._root / key.record)
 
-    def _unlink(self, key: LogKey, *, unless_pinned: bool = False) -> bool:
+    def _unlink(self, key: LogKey) -> bool:
         """Remove an entry. Return whether it is gone."""
         try:
-            with _directory(self._root / key.record) as directory:
-                # The lock makes who pins just now wait, or us leave it.
-                if unless_pinned and (not _lock_shared(directory) or self.is_pinned(key.record)):
-                    return False
-                self._path(key).unlink()
-        except FileNotFoundError:
-            return True
+            self._path(key).unlink(missing_ok=True)
         except OSError as error:
             log.warning("cache: cannot remove %s: %s", key, error)
             return False
@@ -387,11 +382,11 @@ class DiskTier:
             os.close(fd)
 
     def _records(self) -> tuple[RecordId, ...]:
-        names = (parse_record_id(name) for name in _listdir(self._root, directories=True))
+        names = (parse_record_id(name) for name in _listdir(self._root, kind=os.DirEntry.is_dir))
         return tuple(sorted(name for name in names if name is not None))
 
     def _logs(self, record: RecordId) -> tuple[LogKey, ...]:
-        names = _listdir(self._root / record, directories=False)
+        names = _listdir(self._root / record, kind=_is_no_directory)
         keys = (LogKey.parse(record, name) for name in names)
         return tuple(key for key in keys if key is not None)
 
@@ -460,17 +455,25 @@ class DiskTier:
             log.info("cache: evicted %d logs, %d bytes remain", len(evicted), used_bytes)
         return frozenset(entry.key for entry in evicted)
 
-    def _evict_oldest(self, entries: Iterable[Entry], excess_bytes: float) -> list[Entry]:
+    def _evict_oldest(
+        self, entries: Iterable[Entry], excess_bytes: float, *, dry_run: bool = False
+    ) -> list[Entry]:
         """Remove what was used longest ago until so many bytes are free; return what is gone."""
-        evicted = []
-        for entry in sorted(entries, key=lambda entry: entry.used_ns):
-            if excess_bytes <= 0:
-                break
-            if not entry.pinned and self._unlink(entry.key, unless_pinned=True):
+        evicted: list[Entry] = []
+        if excess_bytes <= 0:
+            return evicted
+        with self._nobody_pins():
+            pinned = self._pinned()
+            for entry in sorted(entries, key=lambda entry: entry.used_ns):
+                if excess_bytes <= 0:
+                    break
+                if entry.key.record not in pinned and (dry_run or self._unlink(entry.key)):
+                    evicted.append(entry)
+                    excess_bytes -= entry.size_bytes
+        if not dry_run:
+            for entry in evicted:
                 self._verified.pop(entry.key, None)
-                evicted.append(entry)
-                excess_bytes -= entry.size_bytes
-        self._remove_empty({entry.key.record for entry in evicted})
+            self._remove_empty({entry.key.record for entry in evicted})
         return evicted
 
     def _remove_empty(self, records: Iterable[RecordId]) -> None:
@@ -484,18 +487,31 @@ class DiskTier:
         floor_bytes = min(fs.f_blocks * fs.f_frsize * _FREE_SPACE_FLOOR, _MOST_FREE_BYTES)
         return int(floor_bytes - fs.f_bavail * fs.f_frsize)
 
+    def _pinned(self) -> frozenset[RecordId]:
+        names = map(parse_record_id, _listdir(self._pins, kind=os.DirEntry.is_file))
+        return frozenset(name for name in names if name is not None)
+
+    @contextmanager
+    def _nobody_pins(self) -> Iterator[None]:
+        """Hold up who pins: what is not pinned now may go until this is left."""
+        with _directory(self._root) as root:
+            give_up_at = time.monotonic() + _PINNING_S
+            while not _lock_shared(root) and time.monotonic() < give_up_at:
+                time.sleep(0.01)
+            yield
+
     # What looks after a cache directory. These block, and need no event loop.
 
     def entries(self) -> Iterator[Entry]:
         """Yield every log there is, record by record."""
+        pinned = self._pinned()
         for record in self._records():
-            pinned = self.is_pinned(record)
             for key in self._logs(record):
                 try:
                     status = self._path(key).lstat()
                 except OSError:
                     continue  # another mount evicted it just now
-                yield Entry(key, status.st_size, status.st_mtime_ns, pinned)
+                yield Entry(key, status.st_size, status.st_mtime_ns, record in pinned)
 
     def footer(self, key: LogKey) -> LogMeta | None:
         """Return what a log says of itself; None where it is damaged or gone."""
@@ -523,24 +539,18 @@ class DiskTier:
     def evict(
         self, to_bytes: float, used_before_ns: float = 0, *, dry_run: bool = False
     ) -> list[Entry]:
-        """Remove what was used longest ago, or before a time, down to a size; never pinned logs.
+        """Remove what was used longest ago, down to a size and to a time; never what is pinned.
 
         Returns:
             What is gone, or would be in a ``dry_run``.
         """
-        entries = sorted(self.entries(), key=lambda entry: entry.used_ns)
-        old_bytes = sum(
-            e.size_bytes for e in entries if not e.pinned and e.used_ns < used_before_ns
+        entries = list(self.entries())
+        old = [entry for entry in entries if not entry.pinned and entry.used_ns < used_before_ns]
+        excess_bytes = max(
+            sum(entry.size_bytes for entry in entries) - to_bytes,
+            sum(entry.size_bytes for entry in old),
         )
-        excess_bytes = max(sum(entry.size_bytes for entry in entries) - to_bytes, old_bytes)
-        if not dry_run:
-            return self._evict_oldest(entries, excess_bytes)
-        going = []
-        for entry in entries:
-            if excess_bytes > 0 and not entry.pinned:
-                going.append(entry)
-                excess_bytes -= entry.size_bytes
-        return going
+        return self._evict_oldest(entries, excess_bytes, dry_run=dry_run)
 
     def discard(self, key: LogKey) -> bool:
         """Remove a log, pinned or not. Return whether it is gone."""
@@ -548,16 +558,9 @@ class DiskTier:
         self._remove_empty({key.record})
         return gone
 
-    def is_pinned(self, record: RecordId) -> bool:
-        """Whether a record is kept from eviction. A link in the place of the mark is none."""
-        try:
-            return stat.S_ISREG((self._root / record / _PIN).lstat().st_mode)
-        except OSError:
-            return False
-
     def pinned_records(self) -> tuple[RecordId, ...]:
         """Return the records that are kept from eviction, those without a log included."""
-        return tuple(filter(self.is_pinned, self._records()))
+        return tuple(sorted(self._pinned()))
 
     def pin(self, record: RecordId) -> None:
         """Keep the logs of a record, and those still to come, from every eviction from here on.
@@ -565,39 +568,30 @@ class DiskTier:
         Raises:
             OSError: it cannot be marked.
         """
-        for _ in range(_TRIES_TO_PIN):
-            with suppress(FileExistsError):
-                (self._root / record).mkdir(mode=0o700)
+        _claim(self._pins, private=True)
+        with _directory(self._pins) as pins:
+            mark = os.open(record, os.O_CREAT | os.O_WRONLY | _CAUTIOUSLY, 0o600, dir_fd=pins)
             try:
-                with _directory(self._root / record) as directory:
-                    with suppress(OSError):  # a file system that has no locks
-                        fcntl.flock(directory, fcntl.LOCK_EX)  # who removes a log now is done then
-                    flags = os.O_CREAT | os.O_WRONLY | _CAUTIOUSLY
-                    mark = os.open(_PIN, flags, 0o600, dir_fd=directory)
-                    try:
-                        if not stat.S_ISREG(os.fstat(mark).st_mode):
-                            raise OSError(errno.EEXIST, "something else is in the mark's place")
-                        os.fchmod(mark, 0o600)
-                    finally:
-                        os.close(mark)
-                    os.fsync(directory)
-                _fsync_directory(self._root)
-                return
-            except FileNotFoundError:
-                continue  # a mount evicted the last log of the record
-        raise OSError(errno.EBUSY, "it is being evicted all the time")
+                if not stat.S_ISREG(os.fstat(mark).st_mode):
+                    raise FileExistsError(errno.EEXIST, "something else is in its mark's place")
+                os.fchmod(mark, 0o600)
+            finally:
+                os.close(mark)
+            os.fsync(pins)
+        _fsync_directory(self._root)
+        with _directory(self._root) as root, suppress(OSError):  # where there are locks
+            fcntl.flock(root, fcntl.LOCK_EX)  # an eviction that has not seen the mark is over then
 
     def unpin(self, record: RecordId) -> bool:
         """Give a record back to eviction. Return whether it was pinned.
 
         Raises:
-            OSError: the mark cannot be removed.
+            OSError: its mark cannot be removed.
         """
-        if not self.is_pinned(record):
+        if record not in self._pinned():
             return False
-        (self._root / record / _PIN).unlink(missing_ok=True)
-        _fsync_directory(self._root / record)
-        self._remove_empty({record})
+        (self._pins / record).unlink(missing_ok=True)
+        _fsync_directory(self._pins)
         return True
 
 
@@ -623,16 +617,20 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _listdir(path: Path, *, directories: bool) -> list[str]:
-    """Return the names of what is a directory, or of what is none."""
+def _listdir(path: Path, kind: Callable[..., bool]) -> list[str]:
+    """Return the names of what is of a kind, links not followed."""
     try:
         with os.scandir(path) as entries:
-            return [e.name for e in entries if e.is_dir(follow_symlinks=False) == directories]
+            return [entry.name for entry in entries if kind(entry, follow_symlinks=False)]
     except FileNotFoundError:
         return []
     except OSError as error:
         log.warning("cache: cannot list %s: %s", path, error)
         return []
+
+
+def _is_no_directory(entry: "os.DirEntry[str]", *, follow_symlinks: bool) -> bool:
+    return not entry.is_dir(follow_symlinks=follow_symlinks)
 
 
 def _claim(root: Path, *, private: bool = False) -> None:
@@ -747,7 +745,7 @@ def _lock(fd: int) -> None:
 
 
 def _lock_shared(directory: int) -> bool:
-    """Say that something in a directory is removed; False where somebody pins it just now."""
+    """Lock a directory with others that do so; False where somebody has it alone."""
     try:
         fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:

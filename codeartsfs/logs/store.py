@@ -265,6 +265,7 @@ class OpenLog:
         """Take over one use of the entry."""
         self._store = store
         self._log = entry
+        self._flight = entry.flight  # what brings the rest of it
 
     @property
     def key(self) -> LogKey:
@@ -279,10 +280,21 @@ class OpenLog:
         """How many bytes of it came from the API since the store has it at hand."""
         return self._log.received_bytes
 
+    @property
+    def landed_bytes(self) -> int:
+        body = self._log.body
+        return body.landed_bytes if isinstance(body, Body) else self.stat.size_bytes
+
     async def kept(self) -> bool:
-        """Wait until nothing more of it is coming; return whether the disk tier has it then."""
-        while self._log.flight is not None:
-            await self._log.flight.over.wait()
+        """Wait until nothing more of it is coming; return whether the disk tier has it then.
+
+        Raises:
+            CodeArtsError: what came turned out not to be the log.
+        """
+        if self._flight is not None:
+            await self._flight.over.wait()
+            if self._flight.failure is not None and self.received_bytes:
+                raise self._flight.failure.with_traceback(None)
         return self._log.saved
 
     def landed(self, offset: int, size: int) -> bool:

@@ -1,0 +1,237 @@
+"""``codeartsfs fetch``."""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from codeartsfs import human
+from codeartsfs.commands import exits
+from codeartsfs.commands.connect import levels, use_session
+from codeartsfs.commands.options import (
+    api_options,
+    cache_options,
+    config_option,
+    logging_options,
+    selection_options,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from codeartsfs.batch import Batch, Wanted
+    from codeartsfs.names import RecordId
+    from codeartsfs.selection import Selection
+    from codeartsfs.session import Session
+
+_MOST_BARS = 8
+_DRAW_EVERY_S = 0.1
+
+
+@click.command()
+@click.argument("names", metavar="RECORD|JOB...", nargs=-1, required=True)
+@selection_options
+@click.option("--pin", is_flag=True, help="Never evict the records; see cache pin.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Logs downloaded at the same time.  [default: --max-downloads]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say only what could not be had.")
+@api_options
+@cache_options
+@logging_options
+@config_option
+def fetch(
+    names: tuple[str, ...],
+    level: str,
+    stages: tuple[str, ...],
+    builds: int,
+    pin: bool,
+    jobs: int | None,
+    quiet: bool,
+    log_level: str,
+    log_format: str,
+    log_file: str | None,
+    **settings: Any,
+) -> None:
+    """Download logs into the cache, where mounts find them.
+
+    What is there is not asked for again, so that the same command goes on where it was
+    interrupted. Give a record, RECORD/stage3.info.log, a job of a --project (its latest
+    build), JOB/412, JOB/latest-failed, or a path in a mount.
+
+    Exit codes: 0 all is in the cache, 1 not all, 2 usage or configuration, 3 credentials,
+    130 interrupted.
+    """
+    from codeartsfs.diagnostics import set_up_logging
+
+    if settings["cache_dir"] == "none":
+        raise click.UsageError("there is nothing to fetch into with --cache-dir none")
+    settings["max_downloads"] = jobs or settings["max_downloads"]
+    settings["builds_per_job"] = max(settings["builds_per_job"], builds)
+    set_up_logging(log_level, log_format, log_file)
+    report = _Report(quiet)
+
+    async def run(session: "Session", selection: "Selection") -> None:
+        import trio
+
+        from codeartsfs.batch import Batch
+
+        disk = session.store.disk
+        assert disk is not None
+
+        async def keep(record: "RecordId") -> None:
+            await trio.to_thread.run_sync(disk.pin, record)
+
+        report.batch = Batch(
+            session.store,
+            selection,
+            names,
+            levels(level),
+            stages,
+            builds=builds,
+            at_once=settings["max_downloads"],
+            on_record=keep if pin else None,
+        )
+        with report:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(report.draw)
+                await report.batch.run(report.take)
+                nursery.cancel_scope.cancel()
+
+    try:
+        use_session(settings, run)
+    finally:
+        report.sum_up()
+    if report.failed or report.not_kept:
+        sys.exit(exits.FAILURE)
+
+
+class _Report:
+    """What is said meanwhile and in the end: bars on a terminal, else a line for each log."""
+
+    batch: "Batch | None" = None
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self._console: Console = Console(stderr=True, highlight=False)
+        self._quiet = quiet
+        self._bars: Progress | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal and not quiet:
+            self._bars = _bars(self._console)
+        self._begun = time.monotonic()
+        self._whole = False
+        self._here_bytes = self._received_bytes = 0
+        self._downloaded = self._cached = self._running = self.not_kept = self.failed = 0
+
+    def __enter__(self) -> None:
+        if self._bars is not None:
+            self._bars.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._whole = kind is None
+        if self._bars is not None:
+            self._bars.stop()
+
+    async def take(self, wanted: "Wanted") -> None:
+        """Count one log that is here, or failed, and say so."""
+        if wanted.failure:
+            self.failed += 1
+            said = f"{wanted.label}: {wanted.failure}" if wanted.key else wanted.failure
+            # Through the bars, where there are some: they are drawn again below it.
+            self._console.print(f"Error: {said}", markup=False, soft_wrap=True)
+            return
+        stat, received_bytes = wanted.stat, wanted.received_bytes
+        running = not (stat.final or stat.stateless)
+        self._here_bytes += stat.size_bytes
+        self._received_bytes += received_bytes
+        self._cached += not received_bytes
+        self._downloaded += bool(received_bytes)
+        self._running += running
+        self.not_kept += not wanted.kept
+        if not self._quiet and self._bars is None:
+            word = "fetched" if received_bytes else "cached"
+            notes = " (still running)" * running + " (not kept)" * (not wanted.kept)
+            click.echo(f"{word:7} {human.size(stat.size_bytes):>9}  {wanted.label}{notes}")
+
+    async def draw(self) -> None:
+        """Keep the bars as they should be, until cancelled."""
+        import trio
+
+        if self._bars is None:
+            return
+        total = self._bars.add_task("", total=None, amount="", bytes=0)
+        shown: dict[Wanted, TaskID] = {}
+        assert self.batch is not None
+        while True:
+            coming = [wanted for wanted in self.batch.coming if wanted.log is not None]
+            for wanted in [wanted for wanted in shown if wanted not in coming]:
+                self._bars.remove_task(shown.pop(wanted))
+            for wanted in coming:
+                if wanted not in shown and len(shown) < _MOST_BARS:
+                    shown[wanted] = self._bars.add_task(wanted.label, amount="")
+            for wanted, bar in shown.items():
+                assert wanted.log is not None
+                here_bytes, size_bytes = wanted.log.landed_bytes, wanted.stat.size_bytes
+                self._bars.update(
+                    bar,
+                    completed=here_bytes,
+                    total=size_bytes,
+                    amount=f"{human.size(here_bytes)} of {human.size(size_bytes)}",
+                )
+            received_bytes = self._received_bytes + sum(each.received_bytes for each in coming)
+            rate = received_bytes / max(time.monotonic() - self._begun, 0.1)
+            self._bars.update(
+                total,
+                completed=self.batch.finished,
+                total=self.batch.found or None,
+                description=f"{self.batch.finished:,} of {human.count(self.batch.found, 'log')}",
+                amount=f"{human.size(received_bytes)}, {human.size(rate)}/s",
+            )
+            await trio.sleep(_DRAW_EVERY_S)
+
+    def sum_up(self) -> None:
+        """Say in the end what became of it."""
+        if self.batch is None:
+            return
+        here = self._downloaded + self._cached
+        parts = []
+        if self._downloaded:
+            took_s = time.monotonic() - self._begun
+            parts.append(
+                f"{self._downloaded:,} downloaded ({human.size(self._received_bytes)}"
+                f" in {took_s:.1f} s)"
+            )
+        if self._cached:
+            parts.append(f"{self._cached:,} from the cache")
+        if self._running:
+            parts.append(f"{self._running:,} still running (fetched as far as written)")
+        if self.not_kept:
+            parts.append(f"{self.not_kept:,} not kept, see codeartsfs cache info")
+        if self.failed:
+            parts.append(f"{self.failed:,} could not be had")
+        text = f"{human.count(here, 'log')}, {human.size(self._here_bytes)}"
+        text += ": " + ", ".join(parts) if parts else ""
+        if not self._whole:
+            click.echo(f"Interrupted: {text}; the same command goes on with the rest", err=True)
+        elif not self._quiet:
+            click.echo(text)
+
+
+def _bars(console: "Console") -> "Progress":
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}", markup=False),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )

@@ -1,0 +1,198 @@
+"""``codeartsfs open``."""
+
+import os
+import shlex
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from codeartsfs.commands import exits
+from codeartsfs.commands.connect import levels, use_session
+from codeartsfs.commands.options import (
+    api_options,
+    cache_options,
+    config_option,
+    logging_options,
+)
+
+if TYPE_CHECKING:
+    from codeartsfs.logs.store import OpenLog
+    from codeartsfs.names import LogKey, LogLevel
+    from codeartsfs.selection import Selection
+    from codeartsfs.session import Session
+
+_READ_BYTES = 1 << 20
+_MOUNT_PATIENCE_S = 2.0
+
+
+@click.command("open")
+@click.argument("name", metavar="RECORD|JOB")
+@click.argument("stage", required=False)
+@click.option("--pager", "how", flag_value="pager", help="In $PAGER, or less.  [on a terminal]")
+@click.option("--editor", "how", flag_value="editor", help="In $VISUAL or $EDITOR.")
+@click.option("--print", "how", flag_value="print", help="Print the path.  [not on a terminal]")
+@click.option(
+    "--level",
+    type=click.Choice(["info", "debug"]),
+    default="info",
+    show_default=True,
+    help="The log of this level.",
+)
+@api_options
+@cache_options
+@logging_options
+@config_option
+def open_log(
+    name: str,
+    stage: str | None,
+    how: str | None,
+    level: str,
+    log_level: str,
+    log_format: str,
+    log_file: str | None,
+    **settings: Any,
+) -> None:
+    """Show one log: of STAGE, else of the stage that failed, else of the last one that began.
+
+    In a mount, where one shows it; else a copy, which is removed when the program ends. With
+    --print it stays, in a private directory among the temporary files.
+
+    Exit codes: 0, 1 it could not be had or shown, 2 usage or configuration, 3 credentials.
+    """
+    from codeartsfs.diagnostics import set_up_logging
+
+    set_up_logging(log_level, log_format, log_file)
+    how = how or ("pager" if sys.stdout.isatty() else "print")
+    program = _program(how)
+    shown: Path | None = None
+    failure = ""
+
+    with tempfile.TemporaryDirectory(prefix="codeartsfs-") as folder:
+
+        async def run(session: "Session", selection: "Selection") -> None:
+            from codeartsfs.errors import CodeArtsError
+            from codeartsfs.selection import UnknownName
+
+            nonlocal shown, failure
+            try:
+                key = await _chosen(session, selection, name, stage, levels(level))
+                shown = _in_mount(key, settings)
+                if shown is None:
+                    log = await session.store.open(key)
+                    try:
+                        shown = await _copy(log, _copies() if how == "print" else Path(folder))
+                        await log.kept()
+                    finally:
+                        log.close()
+            except (CodeArtsError, UnknownName, OSError) as error:
+                failure = str(error)
+
+        use_session(settings, run)
+        if shown is None:
+            exits.refuse(failure, exits.FAILURE)
+        if how == "print":
+            click.echo(os.fspath(shown))
+            return
+        try:
+            # What is private to the log's reader is no option of a pager.
+            environment = {"LESS": "-R", **os.environ}
+            code = subprocess.run([*program, os.fspath(shown)], env=environment).returncode
+        except OSError as error:
+            exits.refuse(f"{program[0]}: {error.strerror}", exits.FAILURE)
+    if code:
+        sys.exit(exits.FAILURE)
+
+
+def _program(how: str) -> list[str]:
+    if how == "editor":
+        command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    else:
+        command = os.environ.get("PAGER") or "less"
+    try:
+        return shlex.split(command) or ["less"]
+    except ValueError as error:
+        raise click.UsageError(f"{command!r} is not a command: {error}") from None
+
+
+async def _chosen(
+    session: "Session",
+    selection: "Selection",
+    name: str,
+    stage: str | None,
+    wanted: "tuple[LogLevel, ...]",
+) -> "LogKey":
+    from codeartsfs.builds.document import first_failed
+    from codeartsfs.selection import UnknownName
+
+    [named] = await selection.named(name)
+    logs = [key for _, key in await selection.logs(named, wanted, [stage] if stage else [])]
+    runs = session.catalog.known_stages(named.record) or ()
+    failed = first_failed(runs)
+    begun = {run.stage for run in runs if run.started_ns is not None}
+    if not logs:
+        raise UnknownName(f"{named.label} has no such log")
+    of_failed = [key for key in logs if failed and key.stage == failed.stage]
+    return (of_failed or [key for key in logs if key.stage in begun] or logs)[-1]
+
+
+def _in_mount(key: "LogKey", settings: dict[str, Any]) -> Path | None:
+    """Return the path of a log in a mount of the same API that answers, None without one."""
+    from urllib.parse import urlsplit
+
+    from codeartsfs.commands.connect import address_of
+    from codeartsfs.fs.mountpoint import mounts
+
+    source = f"codearts:{urlsplit(address_of(settings)).netloc}"
+    return next(
+        (path / str(key) for path in mounts(source) if _answers(path / str(key))),
+        None,
+    )
+
+
+def _answers(path: Path) -> bool:
+    """Whether something is there. Another process looks: a mount may hang who does."""
+    process = subprocess.Popen(
+        ["test", "-e", path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        return process.wait(_MOUNT_PATIENCE_S) == 0
+    except subprocess.TimeoutExpired:
+        process.kill()  # and not waited for: that may hang as well
+        return False
+
+
+def _copies() -> Path:
+    """Return a directory of ours for copies that stay.
+
+    Raises:
+        OSError: there is one that is not private.
+    """
+    folder = Path(tempfile.gettempdir()) / f"codeartsfs-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    private = stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o700
+    if not private or status.st_uid != os.geteuid():
+        raise OSError(f"{folder} is not a private directory")
+    return folder
+
+
+async def _copy(log: "OpenLog", folder: Path) -> Path:
+    """Write a log to a file of its name, whole or not at all."""
+    target = folder / str(log.key)
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    size_bytes = log.stat.size_bytes
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+        try:
+            for offset in range(0, size_bytes, _READ_BYTES):
+                file.write(await log.read(offset, min(_READ_BYTES, size_bytes - offset)))
+            file.flush()
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    return target
