@@ -26,6 +26,7 @@ from codeartsfs.session import Session
 from codeartsfs.spelling import spell_part
 
 _MOST_LINKS = 40  # as the kernel follows on one path
+_FEW = 10  # names that fit into a message
 
 
 class UnknownName(Exception):
@@ -82,7 +83,9 @@ class Selection:
             try:
                 return await self._at(f"{inside[0]}/", inside[1], builds)
             except UnknownName:
-                pass  # where one stands in a mount, jobs can be named all the same
+                if inside_mount(self._directory, self._mounts) is None:
+                    raise
+                # Where one stands in a mount, jobs can be named all the same.
         return await self._at("", text, builds)
 
     async def logs(
@@ -128,6 +131,8 @@ class Selection:
         record = parse_record_id(first)
         if record is not None:
             return [await self._in_record(prefix + record, record, rest)]
+        if path in ("", BY_JOB_DIR):
+            raise UnknownName("name records or jobs, not all there are")
         directory, shown, rest = await self._job(path)
         build, _, rest = rest.partition("/")
         found = []
@@ -205,8 +210,8 @@ class Selection:
             if which is None:
                 latest = [each.value for each in Latest]
                 raise UnknownName(
-                    f"{name!r} is no build of {directory.name}: it takes a number, or one of"
-                    f" {', '.join(latest)}" + _suggestion(name, latest)
+                    f"{name!r} is no number of a build of {directory.name}"
+                    + _suggestion(name, latest)
                 )
             return [BuildLink(directory, which)]
         links = [node for _, node, _ in await self._tree.entries(directory)]
@@ -250,4 +255,7 @@ def _number(which: Which) -> bool:
 def _suggestion(name: str, names: Iterable[str]) -> str:
     by_folded = {known.casefold(): known for known in names}
     close = get_close_matches(name.casefold(), by_folded, n=1)
-    return f"; did you mean {by_folded[close[0]]!r}?" if close else ""
+    if close:
+        return f"; did you mean {by_folded[close[0]]!r}?"
+    few = len(by_folded) in range(1, _FEW + 1)
+    return f"; there are: {', '.join(map(repr, by_folded.values()))}" if few else ""

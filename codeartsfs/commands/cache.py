@@ -18,6 +18,7 @@ from codeartsfs.commands import exits
 from codeartsfs.commands.connect import cache_directory
 from codeartsfs.commands.options import cache_dir_option, cache_size_option, config_option
 from codeartsfs.config import size_bytes
+from codeartsfs.spelling import spell, spell_part
 
 if TYPE_CHECKING:
     from codeartsfs.builds.index import IndexedRecord
@@ -149,6 +150,7 @@ def list_(tier: "DiskTier", root: Path, logs: bool, as_json: bool) -> None:
         entries = sorted(by_record[record], key=lambda entry: entry.key.file_name)
         build = indexed[record].build if record in indexed else None
         job = jobs.get(build.build_project_id) if build else None
+        status = _status(indexed.get(record))
         used_ns = _used_ns(entries)
         documents.append(
             {
@@ -159,7 +161,7 @@ def list_(tier: "DiskTier", root: Path, logs: bool, as_json: bool) -> None:
                 "pinned": record in pinned,
                 "job": job.name if job else None,
                 "build_number": build.build_no if build else None,
-                "status": build.status or None if build else None,
+                "status": status or None,
             }
         )
         rows.append(
@@ -170,7 +172,7 @@ def list_(tier: "DiskTier", root: Path, logs: bool, as_json: bool) -> None:
                 f"{human.age(now_s - used_ns / 1e9)} ago" if entries else "",
                 "pinned" if record in pinned else "",
                 _named(build.build_no if build else None, job),
-                (build.status if build else "").lower(),
+                status,
             )
         )
         if logs:
@@ -328,10 +330,19 @@ def _log_document(tier: "DiskTier", entry: "Entry") -> dict[str, Any]:
 
 
 def _named(number: int | None, job: "Job | None") -> str:
-    from codeartsfs.spelling import spell
-
     name = spell(job.name) if job else ""
     return f"{name}/{number}" if name and number else name or (f"#{number}" if number else "")
+
+
+def _status(known: "IndexedRecord | None") -> str:
+    """Return how a build ended, as it or its stages were last told; empty where they were not."""
+    from codeartsfs.builds.document import first_failed
+
+    if known is None:
+        return ""
+    if known.build is not None and known.build.status:
+        return spell_part(known.build.status.lower())
+    return "failure" if first_failed(known.stages or ()) else ""
 
 
 def _index(root: Path) -> list[Path]:

@@ -128,7 +128,7 @@ class _Report:
         self._begun = time.monotonic()
         self._whole = False
         self._here_bytes = self._received_bytes = 0
-        self._downloaded = self._cached = self._running = self.not_kept = self.failed = 0
+        self._downloaded = self._cached = self._growing = self.not_kept = self.failed = 0
 
     def __enter__(self) -> None:
         if self._bars is not None:
@@ -148,16 +148,16 @@ class _Report:
             self._console.print(f"Error: {said}", markup=False, soft_wrap=True)
             return
         stat, received_bytes = wanted.stat, wanted.received_bytes
-        running = not (stat.final or stat.stateless)
+        growing = not (stat.final or stat.stateless)
         self._here_bytes += stat.size_bytes
         self._received_bytes += received_bytes
         self._cached += not received_bytes
         self._downloaded += bool(received_bytes)
-        self._running += running
+        self._growing += growing
         self.not_kept += not wanted.kept
         if not self._quiet and self._bars is None:
             word = "fetched" if received_bytes else "cached"
-            notes = " (still running)" * running + " (not kept)" * (not wanted.kept)
+            notes = " (may still grow)" * growing + " (not kept)" * (not wanted.kept)
             click.echo(f"{word:7} {human.size(stat.size_bytes):>9}  {wanted.label}{notes}")
 
     async def draw(self) -> None:
@@ -210,8 +210,8 @@ class _Report:
             )
         if self._cached:
             parts.append(f"{self._cached:,} from the cache")
-        if self._running:
-            parts.append(f"{self._running:,} still running (fetched as far as written)")
+        if self._growing:
+            parts.append(f"{self._growing:,} may still grow (fetched as far as written)")
         if self.not_kept:
             parts.append(f"{self.not_kept:,} not kept, see codeartsfs cache info")
         if self.failed:

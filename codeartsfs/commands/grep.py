@@ -163,10 +163,9 @@ class _Matcher:
     """
 
     def __init__(self, options: list[str]) -> None:
-        program = shutil.which("grep")
-        if program is None:
+        if shutil.which("grep") is None:
             exits.refuse("there is no grep on this machine", TROUBLE)
-        self._command = [program, "-n", "-H", *options]
+        self._command = ["grep", "-n", "-H", *options]
         self.found = False
         self.ended = 0  # exit code, once it makes no sense to go on
         # Its complaint about a pattern is worth hearing before anything is downloaded.

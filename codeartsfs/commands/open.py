@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -98,9 +99,10 @@ def open_log(
         if how == "print":
             click.echo(os.fspath(shown))
             return
+        # Ctrl-C is for the program; a handler, unlike what is ignored, is not handed down to it.
+        signal.signal(signal.SIGINT, lambda *_: None)
         try:
-            # What is private to the log's reader is no option of a pager.
-            environment = {"LESS": "-R", **os.environ}
+            environment = {"LESS": "-R", **os.environ}  # colours, and no other escapes
             code = subprocess.run([*program, os.fspath(shown)], env=environment).returncode
         except OSError as error:
             exits.refuse(f"{program[0]}: {error.strerror}", exits.FAILURE)
