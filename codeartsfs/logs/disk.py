@@ -36,7 +36,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -382,11 +382,11 @@ class DiskTier:
             os.close(fd)
 
     def _records(self) -> tuple[RecordId, ...]:
-        names = (parse_record_id(name) for name in _listdir(self._root, kind=os.DirEntry.is_dir))
+        names = (parse_record_id(name) for name in _listdir(self._root, directories=True))
         return tuple(sorted(name for name in names if name is not None))
 
     def _logs(self, record: RecordId) -> tuple[LogKey, ...]:
-        names = _listdir(self._root / record, kind=_is_no_directory)
+        names = _listdir(self._root / record, directories=False)
         keys = (LogKey.parse(record, name) for name in names)
         return tuple(key for key in keys if key is not None)
 
@@ -488,8 +488,15 @@ class DiskTier:
         return int(floor_bytes - fs.f_bavail * fs.f_frsize)
 
     def _pinned(self) -> frozenset[RecordId]:
-        names = map(parse_record_id, _listdir(self._pins, kind=os.DirEntry.is_file))
-        return frozenset(name for name in names if name is not None)
+        try:
+            with _directory(self._pins) as directory, os.scandir(directory) as marks:
+                names = [mark.name for mark in marks if mark.is_file(follow_symlinks=False)]
+        except FileNotFoundError:
+            return frozenset()
+        except OSError as error:
+            log.warning("cache: cannot list %s: %s", self._pins, error)
+            return frozenset()
+        return frozenset(filter(None, map(parse_record_id, names)))
 
     @contextmanager
     def _nobody_pins(self) -> Iterator[None]:
@@ -617,20 +624,16 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _listdir(path: Path, kind: Callable[..., bool]) -> list[str]:
-    """Return the names of what is of a kind, links not followed."""
+def _listdir(path: Path, *, directories: bool) -> list[str]:
+    """Return the names of what is a directory, or of what is none."""
     try:
         with os.scandir(path) as entries:
-            return [entry.name for entry in entries if kind(entry, follow_symlinks=False)]
+            return [e.name for e in entries if e.is_dir(follow_symlinks=False) == directories]
     except FileNotFoundError:
         return []
     except OSError as error:
         log.warning("cache: cannot list %s: %s", path, error)
         return []
-
-
-def _is_no_directory(entry: "os.DirEntry[str]", *, follow_symlinks: bool) -> bool:
-    return not entry.is_dir(follow_symlinks=follow_symlinks)
 
 
 def _claim(root: Path, *, private: bool = False) -> None:

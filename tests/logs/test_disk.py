@@ -598,3 +598,65 @@ async def test_save_that_fails_leaves_no_trace(cache: Path) -> None:
 def test_magic_names_the_layout() -> None:
     """Who changes what a footer means must change this, or old caches are misread."""
     assert disk_module._MAGIC == "codeartsfs-log-1"
+
+
+# Pins.
+
+
+async def test_what_another_process_pinned_is_not_evicted(cache: Path) -> None:
+    tier = DiskTier(cache, 2 * (len(LOG) + FOOTER_BYTES))
+    other = RecordId("00000000-0000-4000-8000-000000000001")
+    unpinned = [LogKey(other, Stage(f"stage{n}"), LogLevel.INFO) for n in (1, 2)]
+    await save(tier, KEY, LOG)
+    DiskTier(cache, LIMIT).pin(RECORD)
+    await save(tier, unpinned[0], LOG)
+    assert await save(tier, unpinned[1], LOG) == {unpinned[0]}
+    assert await content_of(tier) == LOG
+    with pytest.raises(OSError, match="nothing more can be evicted"):
+        await save(tier, LogKey(other, Stage("stage3"), LogLevel.INFO), LOG * 2)
+
+
+@pytest.mark.parametrize("kind", ["mark", "directory"])
+async def test_a_link_in_the_place_of_a_pin_is_none_and_not_followed(
+    cache: Path, tmp_path: Path, kind: str
+) -> None:
+    tier = DiskTier(cache, LIMIT)
+    target = tmp_path / "elsewhere"
+    pins = cache / "v1" / "pins"
+    if kind == "mark":
+        target.touch()
+        pins.mkdir(mode=0o700)
+        (pins / RECORD).symlink_to(target)
+    else:
+        target.mkdir()
+        (target / RECORD).touch()
+        pins.symlink_to(target)
+    assert tier.pinned_records() == ()
+    with pytest.raises(OSError, match=r".*"):
+        tier.pin(RECORD)
+
+
+async def test_marks_are_private_and_survive_a_restart(cache: Path) -> None:
+    DiskTier(cache, LIMIT).pin(RECORD)
+    mark = cache / "v1" / "pins" / RECORD
+    assert (mark.stat().st_mode & 0o777, mark.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    tier = DiskTier(cache, LIMIT)
+    assert tier.pinned_records() == (RECORD,)
+    assert (tier.unpin(RECORD), tier.unpin(RECORD)) == (True, False)
+
+
+async def test_who_pins_waits_for_an_eviction_under_way(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    pinned = trio.Event()
+
+    async def pin() -> None:
+        await trio.to_thread.run_sync(DiskTier(cache, LIMIT).pin, RECORD)
+        pinned.set()
+
+    async with trio.open_nursery() as nursery:
+        with tier._nobody_pins():
+            nursery.start_soon(pin)
+            await until(lambda: tier.pinned_records() == (RECORD,))
+            await trio.sleep(0.05)
+            assert not pinned.is_set()
+        await pinned.wait()
