@@ -77,10 +77,14 @@ def use_session(
 
     config, credentials = session_config(settings)
     prepare_process()
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed
+        here = Path("/")
 
     async def run() -> None:
         async with open_session(config, credentials, keeps_running=True) as session:
-            await task(session, Selection(session, mounts(), Path.cwd()))
+            await task(session, Selection(session, mounts(), here))
 
     try:
         try:

@@ -150,16 +150,17 @@ def _in_mount(key: "LogKey", settings: dict[str, Any]) -> Path | None:
     from codeartsfs.fs.mountpoint import mounts
 
     source = f"codearts:{urlsplit(address_of(settings)).netloc}"
-    return next(
-        (path / str(key) for path in mounts(source) if _answers(path / str(key))),
-        None,
-    )
+    return next((path / str(key) for path in mounts(source) if _answers(path)), None)
 
 
-def _answers(path: Path) -> bool:
-    """Whether something is there. Another process looks: a mount may hang who does."""
+def _answers(mountpoint: Path) -> bool:
+    """Whether a mount can be read by us. Another process looks, because who looks may hang."""
+    from codeartsfs.fs.nodes import CONTROL_DIR
+
     process = subprocess.Popen(
-        ["test", "-e", path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["test", "-d", mountpoint / CONTROL_DIR],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         return process.wait(_MOUNT_PATIENCE_S) == 0
