@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from codeartsfs.batch import Batch, Wanted
-    from codeartsfs.names import RecordId
+    from codeartsfs.names import LogKey, RecordId
     from codeartsfs.selection import Selection
     from codeartsfs.session import Session
 
@@ -103,12 +103,14 @@ def fetch(
                 nursery.start_soon(report.draw)
                 await report.batch.run(report.take)
                 nursery.cancel_scope.cancel()
+            present = await trio.to_thread.run_sync(lambda: {entry.key for entry in disk.entries()})
+            report.evicted = len(report.kept - present)
 
     try:
         use_session(settings, run)
     finally:
         report.sum_up()
-    if report.failed or report.not_kept:
+    if report.failed or report.not_kept or report.evicted:
         sys.exit(exits.FAILURE)
 
 
@@ -128,7 +130,9 @@ class _Report:
         self._begun = time.monotonic()
         self._whole = False
         self._here_bytes = self._received_bytes = 0
-        self._downloaded = self._cached = self._growing = self.not_kept = self.failed = 0
+        self._downloaded = self._cached = self._growing = 0
+        self.failed = self.not_kept = self.evicted = 0
+        self.kept: set[LogKey] = set()
 
     def __enter__(self) -> None:
         if self._bars is not None:
@@ -155,6 +159,8 @@ class _Report:
         self._downloaded += bool(received_bytes)
         self._growing += growing
         self.not_kept += not wanted.kept
+        if wanted.kept and wanted.key:
+            self.kept.add(wanted.key)
         if not self._quiet and self._bars is None:
             word = "fetched" if received_bytes else "cached"
             notes = " (may still grow)" * growing + " (not kept)" * (not wanted.kept)
@@ -214,6 +220,8 @@ class _Report:
             parts.append(f"{self._growing:,} may still grow (fetched as far as written)")
         if self.not_kept:
             parts.append(f"{self.not_kept:,} not kept, see codeartsfs cache info")
+        if self.evicted:
+            parts.append(f"{self.evicted:,} evicted again by the others, see --cache-size")
         if self.failed:
             parts.append(f"{self.failed:,} could not be had")
         text = f"{human.count(here, 'log')}, {human.size(self._here_bytes)}"

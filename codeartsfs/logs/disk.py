@@ -29,6 +29,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import stat
@@ -58,6 +59,7 @@ _FREE_SPACE_FLOOR = 0.05  # of the file system, left to others
 _MOST_FREE_BYTES = 1 << 30
 _READ_BYTES = 1 << 20
 _MOST_VERIFIED = 100_000
+_FULL_S = 2.0
 _PINNING_S = 1.0  # how long an eviction waits for who pins; it may have been stopped meanwhile
 _CAUTIOUSLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # somebody may have put a pipe there
 
@@ -153,12 +155,14 @@ class DiskTier:
         self._pins = self._root / "pins"
         # Used by several threads at once: nothing but single operations of a plain dict.
         self._verified: dict[LogKey, tuple[int, int]] = {}
-        self._accounts = threading.Lock()  # of the five below
+        self._accounts = threading.Lock()  # of the six below
         self._used_bytes: int | None = None  # at the last scan, plus what was saved since
         self._log_count: int | None = None  # likewise
         self._evicted_logs = 0  # since the start
         self._unscanned_bytes = 0  # saved since the last scan
         self._landing: list[_Save] = []  # what is being saved just now
+        # Until when so many bytes need no scan to see that pins leave no room for them.
+        self._full = (-math.inf, 0)
         self._unsaved: list[_Save] = []
         self._saving = trio.Lock()
         self._make_directories()
@@ -433,6 +437,9 @@ class DiskTier:
             and short_bytes <= 0
         ):
             return frozenset()
+        full_until, too_many_bytes = self._full
+        if wanted_bytes >= too_many_bytes and time.monotonic() < full_until:
+            raise OSError(errno.EDQUOT, "pinned records fill the cache (see --cache-size)")
         # An entry that is about to be replaced needs no room beside the new one.
         replaced = {sparing, *(save.key for save in self._landing)}
         entries = [entry for entry in self.entries() if entry.key not in replaced]
@@ -441,6 +448,8 @@ class DiskTier:
         if excess > 0:
             # Of what pins leave, a tenth is freed at once.
             kept_bytes = sum(entry.size_bytes for entry in entries if entry.pinned)
+            if kept_bytes + wanted_bytes > self.limit_bytes:
+                self._full = (time.monotonic() + _FULL_S, wanted_bytes)
             excess += int(max(self.limit_bytes - kept_bytes, 0) * (1 - _LOW_WATER))
         # Others fill the disk: give up as much as is added, not all there is.
         excess = max(excess, min(short_bytes, wanted_bytes))

@@ -231,6 +231,13 @@ def test_what_could_not_be_had_is_said_and_the_rest_is_there(
     assert outcome.out.decode().endswith(", 1 could not be had\n")
 
 
+def test_a_cache_that_is_too_small_for_all_is_said(run: Commands) -> None:
+    outcome = run("fetch", FIRST, SECOND, "--cache-size", "20000")
+    assert outcome.code == 1
+    assert b", 2 evicted again by the others, see --cache-size" in outcome.out
+    assert len(run.kept()) == 2
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_fetch_goes_on_with_what_is_missing(
     rig: Rig, recordings: Path, end: signal.Signals
