@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from urllib.parse import urlsplit
 
 import trio
 
@@ -18,6 +17,7 @@ from codeartsfs.config import MountConfig
 from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.callers import CRAWLERS, Callers, paths_given
 from codeartsfs.fs.mount import Mount, open_mount
+from codeartsfs.fs.mountpoint import source_of
 from codeartsfs.fs.operations import Operations, StatSize
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.prefetch import Prefetcher
@@ -75,7 +75,7 @@ async def serve(
             stat_size=StatSize(config.stat_size),
             refresh_s=config.session.refresh_s,
         )
-        source = f"codearts:{urlsplit(config.session.endpoint).netloc}"
+        source = source_of(config.session.endpoint)
         mount = await stack.enter_async_context(
             open_mount(config.mountpoint, operations, watched, source, config.options)
         )

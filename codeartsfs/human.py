@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+_SPANS = ((86_400, "d"), (3600, "h"), (60, "min"))
+
 
 def size(size_bytes: float) -> str:
     """Write a number of bytes: ``17 B``, ``1.2 GiB``."""
@@ -11,13 +13,13 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TiB"
 
 
-def age(seconds: float) -> str:
-    """Write a time span by its largest unit: ``3 min``, ``2 days``."""
-    for unit, length_s in (("day", 86_400), ("h", 3600), ("min", 60)):
-        number = int(seconds // length_s)
-        if number:
-            return f"{number} {unit}{'s' if unit == 'day' and number > 1 else ''}"
-    return f"{max(seconds, 0):.0f} s"
+def span(seconds: float) -> str:
+    """Write a time span by its largest unit: ``0.25 s``, ``42 s``, ``3 min``, ``5 h``, ``2 d``."""
+    for length_s, unit in _SPANS:
+        if seconds >= length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    seconds = max(seconds, 0.0)
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def count(number: int, noun: str) -> str:

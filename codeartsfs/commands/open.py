@@ -144,18 +144,16 @@ async def _chosen(
 
 def _in_mount(key: "LogKey", settings: dict[str, Any]) -> Path | None:
     """Return the path of a log in a mount of the same API that answers, None without one."""
-    from urllib.parse import urlsplit
-
     from codeartsfs.commands.connect import address_of
-    from codeartsfs.fs.mountpoint import mounts
+    from codeartsfs.fs.mountpoint import mounts, source_of
 
-    source = f"codearts:{urlsplit(address_of(settings)).netloc}"
-    return next((path / str(key) for path in mounts(source) if _answers(path)), None)
+    there = mounts(source_of(address_of(settings)))
+    return next((path / str(key) for path in there if _answers(path)), None)
 
 
 def _answers(mountpoint: Path) -> bool:
     """Whether a mount can be read by us. Another process looks, because who looks may hang."""
-    from codeartsfs.fs.nodes import CONTROL_DIR
+    from codeartsfs.names import CONTROL_DIR
 
     process = subprocess.Popen(
         ["test", "-d", mountpoint / CONTROL_DIR],

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from codeartsfs.commands import exits, human
+from codeartsfs import human
+from codeartsfs.commands import exits
 from codeartsfs.config import mount_point
 from codeartsfs.names import CONTROL_DIR, STATUS_FILE
 from codeartsfs.spelling import spell_part
@@ -279,8 +280,8 @@ def _rows(look: Look) -> Iterator[Row]:
         yield "", f"last error{_since(api['last_error_at_s'])}: {api['last_error']}"
     yield (
         "requests",
-        f"{human.number(api['requests'])}, {human.number(api['retries'])} retries,"
-        f" {human.number(api['throttled'])} throttled,"
+        f"{api['requests']:,}, {api['retries']:,} retries,"
+        f" {api['throttled']:,} throttled,"
         f" {human.size(api.get('received_bytes', 0))} received",
     )
     yield "credentials", _credentials(look)
@@ -289,9 +290,9 @@ def _rows(look: Look) -> Iterator[Row]:
             yield label, _tier(tier)
     hit_rate = logs.get("hit_rate")
     served = f", {hit_rate:.0%} without the API" if hit_rate is not None else ""
-    yield "opens", f"{human.number(kernel['opens'])}{served}; {logs['open_logs']} open now"
+    yield "opens", f"{kernel['opens']:,}{served}; {logs['open_logs']} open now"
     flights = look.get("in_flight", [])
-    yield "downloads", f"{human.number(logs['downloads'])}; {len(flights)} under way"
+    yield "downloads", f"{logs['downloads']:,}; {len(flights)} under way"
     for flight in flights[:_MOST_LINES]:
         yield "", _flight(flight)
     for place, slow in enumerate(look.get("slowest", [])[:_MOST_LINES]):
@@ -313,7 +314,7 @@ def _tier(tier: Mapping[str, Any]) -> str:
     text = "not counted yet" if used is None else human.size(used)
     text += f" of {human.size(tier['limit_bytes'])}"
     if tier.get("logs") is not None:
-        text += f", {human.number(tier['logs'])} logs"
+        text += f", {tier['logs']:,} logs"
     if tier.get("hit_rate") is not None:
         text += f", {tier['hit_rate']:.0%} found"
     return text

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 FS_TYPE = "fuse.codeartsfs"
 _UNMOUNT_TIMEOUT_S = 10.0
@@ -21,31 +22,38 @@ class NoFuseError(Exception):
 
 def mounted_type(path: Path) -> str | None:
     """Return the file system type of the topmost mount at exactly this path, None for none."""
-    return _mounted().get(path)
-
-
-def mounts() -> list[Path]:
-    """Return where something of ours is mounted, dead or alive, without touching it."""
-    return [path for path, kind in _mounted().items() if kind == FS_TYPE]
-
-
-def _mounted() -> dict[Path, str]:
-    """Return the type of the topmost mount at each path."""
-    # proc(5) mountinfo: the fifth field is the mount point, the type follows the lone dash.
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    table = (line.split(" ") for line in lines)
-    return {Path(_unescape(fields[4])): fields[fields.index("-") + 1] for fields in table}
+    kind, _ = _mounted().get(path, (None, ""))
+    return kind
 
 
 def mounts(source: str | None = None) -> list[Path]:
-    """Return where our file systems are mounted, all of them or those of one source."""
-    found = []
+    """Return where something of ours is mounted, dead or alive, without touching it.
+
+    Args:
+        source: only what is mounted from there; see ``source_of``.
+    """
+    return [
+        path
+        for path, (kind, origin) in _mounted().items()
+        if kind == FS_TYPE and source in (None, origin)
+    ]
+
+
+def _mounted() -> dict[Path, tuple[str, str]]:
+    """Return type and source of the topmost mount at each path."""
+    found = {}
+    # proc(5) mountinfo: the fifth field is the mount point, type and source follow the lone dash.
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split(" ")
-        kind, origin = fields[fields.index("-") + 1 :][:2]
-        if kind == FS_TYPE and source in (None, _unescape(origin)):
-            found.append(Path(_unescape(fields[4])))
+        kind, source = fields[fields.index("-") + 1 :][:2]
+        found[Path(_unescape(fields[4]))] = kind, _unescape(source)
     return found
+
+
+def source_of(endpoint: str) -> str:
+    """Return what a mount of an endpoint is mounted from, as mount(8) and df(1) show it."""
+    # The colon says that it is not on this machine.
+    return f"codearts:{urlsplit(endpoint).netloc}"
 
 
 def check_fuse() -> None:

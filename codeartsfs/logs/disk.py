@@ -417,7 +417,7 @@ class DiskTier:
         with self._accounts:
             if self._used_bytes is None:
                 landing = {save.key for save in self._landing}  # counted when they are there
-                sizes = [size for _, size, key in self._scan() if key not in landing]
+                sizes = [e.size_bytes for e in self.entries() if e.key not in landing]
                 self._used_bytes, self._log_count = sum(sizes), len(sizes)
 
     def _make_room(self, wanted_bytes: int, sparing: LogKey) -> frozenset[LogKey]:
