@@ -4,12 +4,15 @@ Precedence is click's own: flag > environment > file > default. This module adds
 value types and the file.
 """
 
+import grp
 import math
 import os
+import pwd
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,17 @@ from codeartsfs.names import ProjectId, parse_project_id
 
 SYSTEM_FILE = Path("/etc/codeartsfs.toml")
 
+_HIGHEST_ID = 2**32 - 2  # the one above means: none
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 # Options of mount(8) and fstab that say nothing to a file system.
-_FSTAB_ONLY = re.compile(r"(no)?auto|nofail|_netdev|(no)?users?|defaults|rw|x-.*|comment=.*")
+_FSTAB_ONLY = re.compile(
+    r"(no)?auto|nofail|_netdev|(no)?(users?|owner|group)|users?=.*|defaults|[xX]-.*|comment=.*"
+)
 # What the kernel or libfuse takes as it is. Read-only and without programs we are anyway.
 _PASSED_ON = frozenset({"allow_other", "allow_root", "async", "noatime", "nodiratime", "relatime"})
 _ALWAYS = frozenset({"ro", "nosuid", "nodev", "noexec", "default_permissions"})
+_WITH_VALUES = ("uid=", "gid=", "umask=", "fmask=", "dmask=", "fsname=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,25 @@ class SessionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What ``-o`` says, as far as it says something to this file system.
+
+    Attributes:
+        kernel: what the kernel or libfuse takes as it is.
+        uid: who owns what is shown, None: whoever mounts; ``gid`` likewise.
+        file_mask: permissions that files do not have; ``directory_mask`` likewise.
+        source: what df(1) and mount(8) show, None: the API's host.
+    """
+
+    kernel: frozenset[str] = frozenset()
+    uid: int | None = None
+    gid: int | None = None
+    file_mask: int = 0
+    directory_mask: int = 0
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MountConfig:
     """One mount."""
 
@@ -55,7 +82,7 @@ class MountConfig:
     stat_size: str
     prefetch: int
     crawlers: frozenset[str] | None  # None: those that are known
-    options: frozenset[str]
+    options: MountOptions
 
 
 def user_file() -> Path:
@@ -122,16 +149,58 @@ def project_id(text: str) -> ProjectId:
     return project
 
 
-def mount_options(text: str) -> frozenset[str]:
-    """Parse ``-o`` as mount(8) has it; what is left is for the kernel."""
-    chosen = set()
+def mount_options(text: str) -> MountOptions:
+    """Parse ``-o`` as mount(8) has it; of two that contradict each other the last one counts."""
+    kernel, values = set(), {}
     for option in filter(None, text.split(",")):
+        name, equals, value = option.partition("=")
         if option in _PASSED_ON:
-            chosen.add(option)
+            kernel.add(option)
+        elif name + equals in _WITH_VALUES:
+            values[name] = value
+        elif option == "rw":
+            raise click.BadParameter("the mount is read-only: leave rw out, or say ro")
         elif option not in _ALWAYS and not _FSTAB_ONLY.fullmatch(option):
-            known = ", ".join(sorted(_PASSED_ON))
-            raise click.BadParameter(f"unknown mount option {option!r}; known are: {known}")
-    return frozenset(chosen)
+            known = sorted({*_PASSED_ON, *_WITH_VALUES})
+            advice = did_you_mean(name + equals, known) or f"; known are: {', '.join(known)}"
+            raise click.BadParameter(f"unknown mount option {option!r}{advice}")
+    mask = _mask("umask", values.get("umask", "0"))
+    source = values.get("fsname")
+    if source is not None and not (source and source.isprintable() and "\\" not in source):
+        raise click.BadParameter(f"fsname={source}: not a name that can be shown")
+    return MountOptions(
+        frozenset(kernel),
+        uid=_owner("uid", values["uid"]) if "uid" in values else None,
+        gid=_owner("gid", values["gid"]) if "gid" in values else None,
+        file_mask=_mask("fmask", values["fmask"]) if "fmask" in values else mask,
+        directory_mask=_mask("dmask", values["dmask"]) if "dmask" in values else mask,
+        source=source,
+    )
+
+
+def _owner(kind: str, text: str) -> int:
+    """Parse a user's (``uid``) or group's (``gid``) name or number."""
+    if text.isascii() and text.isdigit():
+        if int(text[:20]) <= _HIGHEST_ID:
+            return int(text)
+        raise click.BadParameter(f"{kind}={text} is larger than {_HIGHEST_ID}")
+    try:
+        return pwd.getpwnam(text).pw_uid if kind == "uid" else grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):  # a ValueError where no name can be so
+        what = "user" if kind == "uid" else "group"
+        raise click.BadParameter(f"{kind}={text}: there is no such {what} here") from None
+
+
+def _mask(kind: str, text: str) -> int:
+    if not re.fullmatch("0*[0-7]{1,3}", text):
+        raise click.BadParameter(f"{kind}={text} is not octal from 000 to 777, such as 027")
+    return int(text, 8)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown word: what may have been meant, if anything."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def read_files(

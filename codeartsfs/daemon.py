@@ -13,12 +13,12 @@ from contextlib import AsyncExitStack
 import trio
 
 from codeartsfs.api.auth import Credentials
-from codeartsfs.config import MountConfig
+from codeartsfs.config import MountConfig, MountOptions
 from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.callers import CRAWLERS, Callers, paths_given
 from codeartsfs.fs.mount import Mount, open_mount
 from codeartsfs.fs.mountpoint import source_of
-from codeartsfs.fs.operations import Operations, StatSize
+from codeartsfs.fs.operations import Operations, Shown, StatSize
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.names import CONTROL_DIR, STATUS_FILE, LogKey, RecordId
@@ -72,12 +72,13 @@ async def serve(
             Prefetcher(store, tree, given, ahead, most_ahead),
             watched,
             control=status,
+            shown=_shown(config.options),
             stat_size=StatSize(config.stat_size),
             refresh_s=config.session.refresh_s,
         )
-        source = source_of(config.session.endpoint)
+        source = config.options.source or source_of(config.session.endpoint)
         mount = await stack.enter_async_context(
-            open_mount(config.mountpoint, operations, watched, source, config.options)
+            open_mount(config.mountpoint, operations, watched, source, config.options.kernel)
         )
         await _look_after(mount, session, status, notifier, on_ready)
 
@@ -177,4 +178,13 @@ def _snapshot(
         trouble=client.trouble,
         counts=client.statistics,
         calls=client.calls(),
+    )
+
+
+def _shown(options: MountOptions) -> Shown:
+    return Shown(
+        uid=os.geteuid() if options.uid is None else options.uid,
+        gid=os.getegid() if options.gid is None else options.gid,
+        file_mode=0o444 & ~options.file_mask,
+        directory_mode=0o555 & ~options.directory_mask,
     )

@@ -1,6 +1,7 @@
 """Sizes, mount options and configuration files."""
 
 import math
+import re
 from pathlib import Path
 
 import click
@@ -8,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeartsfs.config import mount_options, names, project_id, rate, read_files, size_bytes
+from codeartsfs.config import (
+    MountOptions,
+    mount_options,
+    names,
+    project_id,
+    rate,
+    read_files,
+    size_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,18 +70,57 @@ def test_what_is_no_rate_is_refused_by_name(text: str) -> None:
         ("", set()),
         ("ro", set()),
         ("ro,nosuid,nodev,noexec,default_permissions", set()),
-        ("rw,noauto,_netdev,nofail,user,x-systemd.automount,comment=hi,defaults", set()),
+        ("noauto,_netdev,nofail,user,user=me,x-systemd.automount,X-a,comment=hi,defaults", set()),
         ("allow_other,noatime", {"allow_other", "noatime"}),
         (",,allow_root,", {"allow_root"}),
     ],
 )
 def test_mount_options_of_fstab_leave_what_is_for_the_kernel(text: str, left: set[str]) -> None:
-    assert mount_options(text) == left
+    assert mount_options(text) == MountOptions(frozenset(left))
 
 
-@pytest.mark.parametrize("text", ["suid", "dev", "exec", "fsname=x", "allow_other ,ro", "remount"])
+@pytest.mark.parametrize("text", ["suid", "dev", "exec", "subtype=x", "allow_other ,ro", "remount"])
 def test_unknown_mount_option_is_refused_by_name(text: str) -> None:
     with pytest.raises(click.BadParameter, match="unknown mount option"):
+        mount_options(text)
+
+
+def test_a_misspelt_mount_option_is_told_what_may_have_been_meant() -> None:
+    with pytest.raises(click.BadParameter, match=r"'alow_other'; did you mean allow_other\?"):
+        mount_options("alow_other")
+
+
+def test_writing_is_refused_with_advice() -> None:
+    with pytest.raises(click.BadParameter, match="read-only: leave rw out"):
+        mount_options("noatime,rw")
+
+
+def test_owners_are_numbers_or_names_and_masks_are_octal() -> None:
+    assert mount_options("uid=root,gid=7,umask=027") == MountOptions(
+        uid=0, gid=7, file_mask=0o27, directory_mask=0o27
+    )
+    assert mount_options("dmask=2,umask=77,fmask=0,umask=7,fsname=a:b") == MountOptions(
+        file_mask=0, directory_mask=2, source="a:b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("uid=no-such-user", "uid=no-such-user: there is no such user here"),
+        ("gid=", "gid=: there is no such group here"),
+        ("uid=-1", "uid=-1: there is no such user"),
+        ("gid=4294967295", "gid=4294967295 is larger than 4294967294"),
+        ("uid=" + "9" * 5000, "is larger than"),
+        ("umask=888", "umask=888 is not octal"),
+        ("fmask=0o22", "fmask=0o22 is not octal"),
+        ("dmask=1777", "dmask=1777 is not octal"),
+        ("umask", "unknown mount option 'umask'; did you mean umask=?"),
+        ("fsname=", "not a name"),
+    ],
+)
+def test_owners_and_masks_that_make_no_sense_are_refused(text: str, says: str) -> None:
+    with pytest.raises(click.BadParameter, match=re.escape(says)):
         mount_options(text)
 
 

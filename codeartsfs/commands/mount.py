@@ -18,7 +18,7 @@ from codeartsfs.commands.options import (
     logging_options,
     mount_options,
 )
-from codeartsfs.config import MountConfig, mount_point
+from codeartsfs.config import MountConfig, MountOptions, mount_point
 
 
 @click.command()
@@ -35,7 +35,7 @@ def mount(
     stat_size: str,
     prefetch: int,
     crawlers: frozenset[str] | None,
-    options: frozenset[str],
+    options: MountOptions,
     daemon: bool,
     log_level: str,
     log_format: str,
@@ -57,7 +57,8 @@ def mount(
     session, credentials = session_config(settings)
     try:
         mountpoints.check_fuse()
-        mountpoints.check_options(options)
+        mountpoints.check_options(options.kernel)
+        mountpoints.check_owner(options.uid, options.gid, 0o555 & ~options.directory_mask)
         where = mountpoints.prepare(mountpoint)
     except mountpoints.NoFuseError as error:
         exits.refuse(str(error), exits.NO_FUSE)

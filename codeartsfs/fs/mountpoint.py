@@ -92,6 +92,27 @@ def check_options(options: frozenset[str]) -> None:
         raise MountPointError(f"-o {min(others)} needs the line user_allow_other in /etc/fuse.conf")
 
 
+def check_owner(uid: int | None, gid: int | None, directory_mode: int) -> None:
+    """Make sure that who mounts can enter what is shown: the watchdog reads through the mount.
+
+    Raises:
+        MountPointError: he cannot.
+    """
+    if os.geteuid() == 0:
+        return
+    if uid in (None, os.geteuid()):
+        permitted = directory_mode >> 6
+    elif gid is None or gid in (os.getegid(), *os.getgroups()):
+        permitted = directory_mode >> 3
+    else:
+        permitted = directory_mode
+    if permitted & 0o5 != 0o5:
+        raise MountPointError(
+            f"uid {os.geteuid()}, who mounts, could not enter directories of mode"
+            f" {directory_mode:03o} himself: change uid=, gid=, umask= or dmask="
+        )
+
+
 def prepare(path: Path) -> Path:
     """Return the real path of a mount point, cleared of a dead mount of ours.
 

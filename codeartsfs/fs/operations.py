@@ -75,6 +75,16 @@ class Control(Protocol):
     async def text(self, name: str) -> bytes: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Whose everything is and what may be done with it; the kernel decides by that."""
+
+    uid: int
+    gid: int
+    file_mode: int
+    directory_mode: int
+
+
 @dataclass(slots=True)
 class _LogHandle:
     log: OpenLog
@@ -116,6 +126,7 @@ class Operations(pyfuse3.Operations):
         watched: callers.Callers,
         *,
         control: Control,
+        shown: Shown,
         stat_size: StatSize,
         refresh_s: float,
     ) -> None:
@@ -134,7 +145,8 @@ class Operations(pyfuse3.Operations):
         self._failed_reads: cachetools.TTLCache[pyfuse3.InodeT, _FailedRead] = cachetools.TTLCache(
             _FAILED_READS, _SAME_READ_S, timer=trio.current_time
         )
-        self._uid, self._gid = os.getuid(), os.getgid()
+        self._shown = shown
+        self._mounted_by = os.geteuid(), os.getegid()
         self._mounted_ns = time.time_ns()
         self.reads = self.opens = self.read_bytes = 0
         self.waits = Waits(store)
@@ -415,7 +427,7 @@ class Operations(pyfuse3.Operations):
         """Describe a node from memory; ``times`` are those of a record that is not there."""
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = self.inodes.number(node)
-        attributes.st_uid, attributes.st_gid = self._uid, self._gid
+        attributes.st_uid, attributes.st_gid = self._shown.uid, self._shown.gid
         attributes.st_blksize = _BLOCK_BYTES
         attributes.entry_timeout = attributes.attr_timeout = _LONG_S
         attributes.st_nlink = 1
@@ -426,9 +438,11 @@ class Operations(pyfuse3.Operations):
                 told = self._tree.times(record)
                 size_bytes = self._tree.document_bytes(record)
                 modified_ns = told.modified_ns if told else None
-                self._describe_file(attributes, 0o444, size_bytes, modified_ns)
+                self._describe_file(attributes, self._shown.file_mode, size_bytes, modified_ns)
             case ControlFile(name):
                 self._describe_file(attributes, 0o400, self._control.size_bytes(name), None)
+                # For who mounted, whoever the rest is shown to belong to.
+                attributes.st_uid, attributes.st_gid = self._mounted_by
             case BuildLink() | FailedLink() | NameLink():
                 self._describe_link(attributes, node)
             case _:
@@ -438,7 +452,7 @@ class Operations(pyfuse3.Operations):
     def _describe_directory(
         self, attributes: pyfuse3.EntryAttributes, node: Node, times: RecordTimes | None
     ) -> None:
-        attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o555)
+        attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR | self._shown.directory_mode)
         attributes.st_nlink = 2
         modified_ns = None
         if isinstance(node, RecordDir):
@@ -489,7 +503,7 @@ class Operations(pyfuse3.Operations):
         _set_times(attributes, modified_ns or time.time_ns())
 
     def _describe_log(self, attributes: pyfuse3.EntryAttributes, node: LogFile) -> None:
-        attributes.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o444)
+        attributes.st_mode = pyfuse3.ModeT(stat.S_IFREG | self._shown.file_mode)
         attributes.entry_timeout = _NAME_S
         known, run = self._store.peek(node.key), self._tree.run(node.key)
         if known is None:  # (rule 2) 0, asked again at every look

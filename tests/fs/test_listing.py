@@ -17,7 +17,7 @@ from codeartsfs.builds.index import Index, RecordTimes, open_index
 from codeartsfs.builds.jobs import Jobs
 from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.callers import Callers
-from codeartsfs.fs.operations import Operations, StatSize
+from codeartsfs.fs.operations import Operations, Shown, StatSize
 from codeartsfs.fs.tree import Tree
 from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.names import RecordId
@@ -64,6 +64,7 @@ async def operations_of(
                 Prefetcher(store, tree, nothing_given, nursery, 0),
                 Callers(60.0),
                 control=Silent(),
+                shown=Shown(uid=0, gid=0, file_mode=0o444, directory_mode=0o555),
                 stat_size=StatSize.AUTO,
                 refresh_s=1.0,
             ),
