@@ -1,14 +1,17 @@
 """The command line. A user's mistake ends in one clear line and a documented exit code."""
 
+from collections.abc import Iterator
 from importlib import import_module
 
 import click
 
 from codeartsfs import __version__
+from codeartsfs.config import did_you_mean
 
 # Each is loaded when it is called, and light enough for all to be loaded for --help.
 _COMMANDS = {
     "cache": "codeartsfs.commands.cache:cache",
+    "config": "codeartsfs.commands.config:config",
     "demo": "codeartsfs.emulator.demo:demo_command",
     "emulator": "codeartsfs.emulator.command:emulator_command",
     "fetch": "codeartsfs.commands.fetch:fetch",
@@ -33,8 +36,31 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # Click's own suggestions are among commands that are loaded already.
+        if args[0] not in _COMMANDS and not ctx.resilient_parsing and args[0][:1] != "-":
+            advice = did_you_mean(args[0], _COMMANDS)
+            raise click.UsageError(f"No such command {args[0]!r}{advice}", ctx)
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="codeartsfs")
 def main() -> None:
     """Huawei Cloud CodeArts build logs as ordinary files."""
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Return all commands, those of groups too, with their full names."""
+    waiting: list[tuple[str, click.Command]] = [("codeartsfs", main)]
+    while waiting:
+        name, command = waiting.pop(0)
+        yield name, command
+        if isinstance(command, click.Group):
+            ctx = click.Context(command)
+            for each in command.list_commands(ctx):
+                inner = command.get_command(ctx, each)
+                assert inner is not None
+                waiting.append((f"{name} {each}", inner))

@@ -1,7 +1,7 @@
 """What a mount is told to do, once all sources are merged, checked and frozen.
 
-Precedence is click's own: flag > environment > file > default. This module adds the
-value types and the file.
+Precedence is click's own: flag > environment > file > default. This module has the types of
+the values.
 """
 
 import grp
@@ -9,20 +9,19 @@ import math
 import os
 import pwd
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import click
 import platformdirs
 
 from codeartsfs.names import ProjectId, parse_project_id
 
-SYSTEM_FILE = Path("/etc/codeartsfs.toml")
-
+_SECRET = re.compile(
+    r"(.*[_.])?(token|password|passwd|secret|sk|secret_key|secret_access_key)", re.I
+)
 _HIGHEST_ID = 2**32 - 2  # the one above means: none
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -83,10 +82,6 @@ class MountConfig:
     prefetch: int
     crawlers: frozenset[str] | None  # None: those that are known
     options: MountOptions
-
-
-def user_file() -> Path:
-    return Path(platformdirs.user_config_dir("codeartsfs")) / "config.toml"
 
 
 def default_cache_dir() -> Path:
@@ -197,52 +192,12 @@ def _mask(kind: str, text: str) -> int:
     return int(text, 8)
 
 
+def is_secret(name: str) -> bool:
+    """Tell whether a setting or variable of this name holds a secret, not the name of a file."""
+    return _SECRET.fullmatch(name.replace("-", "_")) is not None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown word: what may have been meant, if anything."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def read_files(
-    chosen: Path | None, known: Iterable[str], repeatable: Iterable[str] = ()
-) -> dict[str, Any]:
-    """Return the settings of the chosen file, else those of the system's and the user's.
-
-    Args:
-        known: the options that may be set.
-        repeatable: those of them that may have a list of values.
-
-    Raises:
-        click.UsageError: a file is unreadable, no TOML, or has a key that is no option.
-    """
-    settings: dict[str, Any] = {}
-    known, repeatable = frozenset(known), frozenset(repeatable)
-    for path in [chosen] if chosen else [SYSTEM_FILE, user_file()]:
-        try:
-            content = tomllib.loads(path.read_text())
-        except FileNotFoundError:
-            if chosen:
-                raise click.UsageError(f"there is no configuration file {path}") from None
-            continue
-        except (OSError, ValueError, RecursionError) as error:
-            raise click.UsageError(f"cannot read configuration file {path}: {error}") from None
-        settings.update(_checked(path, content, known, repeatable))
-    return settings
-
-
-def _checked(
-    path: Path, content: Mapping[str, Any], known: frozenset[str], repeatable: frozenset[str]
-) -> dict[str, Any]:
-    settings = {}
-    for key, value in content.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            options = ", ".join(sorted(option.replace("_", "-") for option in known))
-            raise click.UsageError(f"{path}: unknown key {key!r}; known are: {options}")
-        if name in repeatable:
-            value = value if isinstance(value, list) else [value]
-        if isinstance(value, dict) or (isinstance(value, list) and name not in repeatable):
-            raise click.UsageError(f"{path}: {key} must be a single value")
-        # As text, as the command line has it: the options say what they make of it.
-        settings[name] = [str(each) for each in value] if isinstance(value, list) else str(value)
-    return settings

@@ -1,8 +1,7 @@
-"""Sizes, mount options and configuration files."""
+"""Sizes, mount options and other values of settings."""
 
 import math
 import re
-from pathlib import Path
 
 import click
 import pytest
@@ -15,7 +14,6 @@ from codeartsfs.config import (
     names,
     project_id,
     rate,
-    read_files,
     size_bytes,
 )
 
@@ -122,69 +120,6 @@ def test_owners_are_numbers_or_names_and_masks_are_octal() -> None:
 def test_owners_and_masks_that_make_no_sense_are_refused(text: str, says: str) -> None:
     with pytest.raises(click.BadParameter, match=re.escape(says)):
         mount_options(text)
-
-
-KNOWN = {"endpoint", "cache_size", "cache_dir"}
-
-
-def test_chosen_file_gives_its_settings(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text('endpoint = "https://example.com"\ncache-size = "2G"\ncache_dir = "/c"\n')
-    assert read_files(path, KNOWN) == {
-        "endpoint": "https://example.com",
-        "cache_size": "2G",
-        "cache_dir": "/c",
-    }
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"endpoint = ", "cannot read configuration file"),
-        (b"endpoint", "cannot read configuration file"),
-        (b"\xff\xfe", "cannot read configuration file"),
-        (b'endpiont = "x"', "unknown key 'endpiont'; known are: cache-dir, cache-size, endpoint"),
-        (b"[endpoint]\nx = 1", "endpoint must be a single value"),
-        (b'endpoint = ["x"]', "endpoint must be a single value"),
-    ],
-)
-def test_bad_file_is_a_user_mistake_in_words(
-    tmp_path: Path, content: bytes, complaint: str
-) -> None:
-    path = tmp_path / "config.toml"
-    path.write_bytes(content)
-    with pytest.raises(click.UsageError, match=complaint) as mistake:
-        read_files(path, KNOWN)
-    assert str(path) in mistake.value.message
-
-
-def test_missing_chosen_file_is_a_mistake_and_a_directory_too(tmp_path: Path) -> None:
-    with pytest.raises(click.UsageError, match="there is no configuration file"):
-        read_files(tmp_path / "missing.toml", KNOWN)
-    with pytest.raises(click.UsageError, match="cannot read configuration file"):
-        read_files(tmp_path, KNOWN)
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ('project = "a"', ["a"]),
-        ('project = ["a", "b"]', ["a", "b"]),
-    ],
-)
-def test_an_option_that_may_be_repeated_may_be_a_list(
-    tmp_path: Path, text: str, values: list[str]
-) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(text)
-    assert read_files(path, ["project"], ["project"]) == {"project": values}
-
-
-def test_only_an_option_that_may_be_repeated_may_be_a_list(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text('endpoint = ["a", "b"]')
-    with pytest.raises(click.UsageError, match="endpoint must be a single value"):
-        read_files(path, ["project", "endpoint"], ["project"])
 
 
 def test_ids_of_projects_are_32_characters() -> None:

@@ -64,9 +64,11 @@ class Credentials(httpx.Auth):
 
     Attributes:
         kind: What it is, for people: ``token``, ``token file``, ``AK/SK`` or ``IAM password``.
+        source: Where it was found: names of variables, or of a file or directory.
     """
 
     kind: str
+    source: str = ""
 
     @property
     def expires_in_s(self) -> float | None:
@@ -469,6 +471,8 @@ def load_credentials(
         given = _systemd_variables(folder)
         others = {k: v for k, v in variables.items() if k in _PLACES}
         found = _from_variables({**others, **given}, region, iam_endpoint)
+        if found is not None:
+            found.source = os.fspath(folder)
     return found or _from_profile(variables, home)
 
 
@@ -482,22 +486,23 @@ def _from_variables(
 ) -> Credentials | None:
     if "CODEARTSFS_TOKEN" in variables:
         token = _header_text(variables["CODEARTSFS_TOKEN"], "CODEARTSFS_TOKEN")
-        return TokenAuth(lambda: token)
+        return _from(TokenAuth(lambda: token), "CODEARTSFS_TOKEN")
     if "CODEARTSFS_TOKEN_FILE" in variables:
         # A daemon leaves the directory it was started in, and reads the file again and again.
         path = Path(variables["CODEARTSFS_TOKEN_FILE"]).absolute()
         _header_text(_read_file(path, "token file"), f"token file {path}")
-        return TokenAuth.from_file(path)
+        return _from(TokenAuth.from_file(path), f"{path} (CODEARTSFS_TOKEN_FILE)")
     for prefix in ("HUAWEICLOUD_SDK", "CLOUD_SDK"):
         names = (f"{prefix}_AK", f"{prefix}_SK")
         if pair := _all_or_none(variables, names):
             ak, sk = pair
-            return SignatureAuth(
+            signature = SignatureAuth(
                 ak,
                 sk,
                 variables.get("HUAWEICLOUD_SDK_SECURITY_TOKEN"),
                 variables.get("HUAWEICLOUD_SDK_PROJECT_ID"),
             )
+            return _from(signature, ", ".join(names))
     return _password_from(variables, region, iam_endpoint)
 
 
@@ -525,9 +530,14 @@ def _password_from(
             or iam_endpoint_for_region(region)
         )
         user, password, account = found
-        return PasswordAuth(user, password, account, project, iam)
+        return _from(PasswordAuth(user, password, account, project, iam), ", ".join(names))
     except EndpointError as error:
         raise CredentialsError(f"IAM: {error}") from error
+
+
+def _from(credentials: Credentials, source: str) -> Credentials:
+    credentials.source = source
+    return credentials
 
 
 def _all_or_none(variables: Mapping[str, str], names: tuple[str, ...]) -> list[str] | None:
@@ -567,7 +577,8 @@ def _from_profile(variables: Mapping[str, str], home: Path) -> Credentials | Non
             pair = _all_or_none(values, ("ak", "sk"))
             if pair is not None:
                 ak, sk = pair
-                return SignatureAuth(ak, sk, values.get("security_token"), values.get("project_id"))
+                token, project = values.get("security_token"), values.get("project_id")
+                return _from(SignatureAuth(ak, sk, token, project), os.fspath(path))
     if named:
         raise CredentialsError(f"credentials file {path} has no ak and sk in [basic]")
     return None

@@ -19,23 +19,35 @@ if TYPE_CHECKING:
     from codeartsfs.session import Session
 
 
+# What api/auth.py looks for, in this order, and what it is for.
+CREDENTIAL_VARIABLES = {
+    "CODEARTSFS_TOKEN": "a project-scoped IAM token",
+    "CODEARTSFS_TOKEN_FILE": "a file with one, read again whenever it changes",
+    "HUAWEICLOUD_SDK_AK": "an access key (also CLOUD_SDK_AK)",
+    "HUAWEICLOUD_SDK_SK": "and its secret key (also CLOUD_SDK_SK)",
+    "HUAWEICLOUD_SDK_PROJECT_ID": "the project of the access key, where it needs one",
+    "HUAWEICLOUD_SDK_SECURITY_TOKEN": "the security token of a temporary access key",
+    "CODEARTSFS_USER": "an IAM user",
+    "CODEARTSFS_PASSWORD": "his password",
+    "CODEARTSFS_PASSWORD_FILE": "a file with it",
+    "CODEARTSFS_ACCOUNT": "his account",
+    "CODEARTSFS_IAM_PROJECT": "the IAM project he asks a token for, instead of the region's",
+    "CODEARTSFS_IAM_ENDPOINT": "IAM's address (also HUAWEICLOUD_SDK_IAM_ENDPOINT)",
+    "CREDENTIALS_DIRECTORY": "systemd's: files named token, ak, sk, user, password, account, ...",
+    "HUAWEICLOUD_SDK_CREDENTIALS_FILE": "a profile instead of ~/.huaweicloud/credentials",
+}
+
+
 def session_config(settings: Mapping[str, Any]) -> "tuple[SessionConfig, Credentials]":
     """Make a session of the values of ``api_options`` and ``cache_options``.
 
     Ends the command, in one line, where no API is chosen or there are no credentials.
     """
-    from codeartsfs.api.auth import CredentialsError, load_credentials
-    from codeartsfs.api.endpoints import is_loopback
+    from codeartsfs.api.auth import CredentialsError
 
-    address = address_of(settings)
+    address = api_address(settings["endpoint"], settings["region"])
     try:
-        credentials = load_credentials(
-            os.environ,
-            Path.home(),
-            region=settings["region"] or "",
-            # What listens on this machine is its own IAM: a password must not leave it.
-            iam_endpoint=address if is_loopback(urlsplit(address).hostname or "") else "",
-        )
+        credentials = find_credentials(address, settings["region"])
     except CredentialsError as error:
         exits.refuse(str(error), exits.CREDENTIALS)
     if credentials is None:
@@ -104,6 +116,24 @@ def levels(chosen: str) -> "tuple[LogLevel, ...]":
     return tuple(LogLevel) if chosen == "all" else (LogLevel(chosen.upper()),)
 
 
+def find_credentials(address: str, region: str | None) -> "Credentials | None":
+    """Return what the environment has to show to this API, None for nothing.
+
+    Raises:
+        CredentialsError: what is there cannot be used.
+    """
+    from codeartsfs.api.auth import load_credentials
+    from codeartsfs.api.endpoints import is_loopback
+
+    return load_credentials(
+        os.environ,
+        Path.home(),
+        region=region or "",
+        # What listens on this machine is its own IAM: a password must not leave it.
+        iam_endpoint=address if is_loopback(urlsplit(address).hostname or "") else "",
+    )
+
+
 def cache_directory(chosen: str | None) -> Path | None:
     """Return what ``--cache-dir`` means; None for no cache."""
     if chosen == "none":
@@ -111,11 +141,14 @@ def cache_directory(chosen: str | None) -> Path | None:
     return Path(chosen).expanduser().absolute() if chosen else default_cache_dir()
 
 
-def address_of(settings: Mapping[str, Any]) -> str:
-    """Return the address of the API that is chosen; ends the command where none is."""
+def api_address(endpoint: str | None, region: str | None) -> str:
+    """Return the API's address: an endpoint's or a region's, whichever was said more directly.
+
+    Raises:
+        click.UsageError: neither was said, or both, or one makes no sense.
+    """
     from codeartsfs.api.endpoints import EndpointError, check_endpoint, endpoint_for_region
 
-    endpoint, region = settings["endpoint"], settings["region"]
     if endpoint and region:
         if _distance("endpoint") == _distance("region") == 0:
             raise click.UsageError("give --region or --endpoint, not both")

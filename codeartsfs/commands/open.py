@@ -144,10 +144,10 @@ async def _chosen(
 
 def _in_mount(key: "LogKey", settings: dict[str, Any]) -> Path | None:
     """Return the path of a log in a mount of the same API that answers, None without one."""
-    from codeartsfs.commands.connect import address_of
+    from codeartsfs.commands.connect import api_address
     from codeartsfs.fs.mountpoint import mounts, source_of
 
-    there = mounts(source_of(address_of(settings)))
+    there = mounts(source_of(api_address(settings["endpoint"], settings["region"])))
     return next((path / str(key) for path in there if _answers(path)), None)
 
 

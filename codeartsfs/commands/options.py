@@ -3,15 +3,16 @@
 They can be set by the environment and in a file, too, and so are the same for all commands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import click
 
+from codeartsfs.commands import files
 from codeartsfs.config import mount_options as parse_mount_options
-from codeartsfs.config import names, project_id, rate, read_files, seconds, size_bytes
+from codeartsfs.config import names, project_id, rate, seconds, size_bytes
 
 Decorator = Callable[[Any], Any]
 
@@ -31,15 +32,19 @@ def _group(*options: Decorator) -> Decorator:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-def _use_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+def settable() -> Iterator[click.Option]:
+    """Return the options that a file can set, too."""
     from codeartsfs.commands.mount import mount
 
-    settings = [p for p in mount.params if p.name and p.name not in _NOT_IN_FILES]
-    ctx.default_map = read_files(
-        value,
-        known={setting.name for setting in settings if setting.name},
-        repeatable={setting.name for setting in settings if setting.name and setting.multiple},
-    )
+    for option in mount.params:
+        if isinstance(option, click.Option) and option.name not in _NOT_IN_FILES:
+            yield option
+
+
+def _use_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    given = files.in_effect(value, settable())
+    ctx.default_map = {name: setting.value for name, setting in given.items()}
+    ctx.meta[files.__name__] = given
 
 
 api_options = _group(
@@ -164,7 +169,7 @@ mount_options = _group(
         type=parse_mount_options,
         metavar="OPT[,OPT...]",
         default="",
-        help="Mount options, such as allow_other.",
+        help="Mount options, such as allow_other,gid=devs,umask=027.",
     ),
 )
 
