@@ -1,5 +1,6 @@
 """The command line. A user's mistake ends in one clear line and a documented exit code."""
 
+import os
 from collections.abc import Iterator
 from importlib import import_module
 
@@ -11,6 +12,7 @@ from codeartsfs.config import did_you_mean
 # Each is loaded when it is called, and light enough for all to be loaded for --help.
 _COMMANDS = {
     "cache": "codeartsfs.commands.cache:cache",
+    "completion": "codeartsfs.commands.completion:completion",
     "config": "codeartsfs.commands.config:config",
     "demo": "codeartsfs.emulator.demo:demo_command",
     "emulator": "codeartsfs.emulator.command:emulator_command",
@@ -22,6 +24,9 @@ _COMMANDS = {
     "status": "codeartsfs.commands.status:status",
     "umount": "codeartsfs.commands.mount:umount",
 }
+
+if "_CODEARTSFS_COMPLETE" in os.environ:  # click chooses the shell before it loads a command
+    import_module("codeartsfs.commands.completion")
 
 
 class _Commands(click.Group):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from codeartsfs.commands import exits
+from codeartsfs.commands import completion, exits
 from codeartsfs.commands.connect import session_config
 from codeartsfs.commands.options import (
     api_options,
@@ -22,7 +22,7 @@ from codeartsfs.config import MountConfig, MountOptions, mount_point
 
 
 @click.command()
-@click.argument("mountpoint", type=mount_point)
+@click.argument("mountpoint", type=mount_point, shell_complete=completion.directories)
 @api_options
 @cache_options
 @mount_options
@@ -108,7 +108,7 @@ def _serve(config: MountConfig, credentials: Any, on_ready: Callable[[], None]) 
 
 
 @click.command()
-@click.argument("mountpoint", type=mount_point)
+@click.argument("mountpoint", type=mount_point, shell_complete=completion.mounts)
 @click.option("--lazy", is_flag=True, help="Even if busy: open files stay open until closed.")
 def umount(mountpoint: Path, lazy: bool) -> None:
     """Unmount MOUNTPOINT, also after its daemon died."""

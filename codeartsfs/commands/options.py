@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from codeartsfs.commands import files
+from codeartsfs.commands import completion, files
 from codeartsfs.config import mount_options as parse_mount_options
 from codeartsfs.config import names, project_id, rate, seconds, size_bytes
 
@@ -48,7 +48,12 @@ def _use_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
 
 
 api_options = _group(
-    _option("--region", metavar="NAME", help="Huawei Cloud region, such as cn-north-4."),
+    _option(
+        "--region",
+        metavar="NAME",
+        shell_complete=completion.regions,
+        help="Huawei Cloud region, such as cn-north-4.",
+    ),
     _option("--endpoint", metavar="URL", help="API address, instead of a region's."),
     _option(
         "--project",
