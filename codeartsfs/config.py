@@ -30,9 +30,9 @@ _FSTAB_ONLY = re.compile(
     r"(no)?auto|nofail|_netdev|(no)?(users?|owner|group)|users?=.*|defaults|[xX]-.*|comment=.*"
 )
 # What the kernel or libfuse takes as it is. Read-only and without programs we are anyway.
-_PASSED_ON = frozenset({"allow_other", "allow_root", "async", "noatime", "nodiratime", "relatime"})
+PASSED_ON = frozenset({"allow_other", "allow_root", "async", "noatime", "nodiratime", "relatime"})
 _ALWAYS = frozenset({"ro", "nosuid", "nodev", "noexec", "default_permissions"})
-_WITH_VALUES = ("uid=", "gid=", "umask=", "fmask=", "dmask=", "fsname=")
+WITH_VALUES = ("uid=", "gid=", "umask=", "fmask=", "dmask=", "fsname=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +149,14 @@ def mount_options(text: str) -> MountOptions:
     kernel, values = set(), {}
     for option in filter(None, text.split(",")):
         name, equals, value = option.partition("=")
-        if option in _PASSED_ON:
+        if option in PASSED_ON:
             kernel.add(option)
-        elif name + equals in _WITH_VALUES:
+        elif name + equals in WITH_VALUES:
             values[name] = value
         elif option == "rw":
             raise click.BadParameter("the mount is read-only: leave rw out, or say ro")
         elif option not in _ALWAYS and not _FSTAB_ONLY.fullmatch(option):
-            known = sorted({*_PASSED_ON, *_WITH_VALUES})
+            known = sorted({*PASSED_ON, *WITH_VALUES})
             advice = did_you_mean(name + equals, known) or f"; known are: {', '.join(known)}"
             raise click.BadParameter(f"unknown mount option {option!r}{advice}")
     mask = _mask("umask", values.get("umask", "0"))

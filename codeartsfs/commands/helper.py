@@ -31,7 +31,9 @@ _FILES = {
 @click.command(NAME, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source")
 @click.argument("mountpoint", metavar="DIR")
-@click.option("-o", "options", multiple=True, metavar="OPT[,OPT...]", help="Options, see below.")
+@click.option(
+    "-o", "options", multiple=True, metavar="OPT[,OPT...]", help="Settings and mount options."
+)
 @click.option("-f", "fake", is_flag=True, help="Check the options, mount nothing.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignore mount options that are not known.")
 @click.option("-v", "verbose", is_flag=True, help="Say what is mounted.")
