@@ -25,6 +25,9 @@ def detached(*, syslog: bool) -> Iterator[Callable[[], None]]:
 
     def ready() -> None:
         nonlocal report_to_starter
+        # Not before: while it mounts where systemd has an automount point, the kernel lets no
+        # other process group than that of mount(8) pass, and the mount would wait for itself.
+        os.setsid()
         os.write(report_to_starter, b"\0")
         os.close(report_to_starter)
         report_to_starter = -1  # its number will soon be another file's
@@ -49,16 +52,13 @@ def detached(*, syslog: bool) -> Iterator[Callable[[], None]]:
 
 
 def _fork_and_wait() -> int:
-    """Fork twice, away from the terminal; return, in the grandchild only, where to report."""
+    """Fork; return, in the child only, where to report."""
     receive, report = os.pipe()
     if os.fork():
         os.close(report)
         code = os.read(receive, 1)
         os._exit(code[0] if code else 1)
     os.close(receive)
-    os.setsid()
-    if os.fork():
-        os._exit(0)
     os.chdir("/")
     return report
 

@@ -1,5 +1,6 @@
 """The unit files, read and judged without booting; scripts/test-systemd boots them."""
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -7,6 +8,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from codeartsfs.commands.helper import NAME, helper
 
 FOLDER = Path(__file__).resolve().parent.parent / "systemd"
 SYSTEM = FOLDER / "codeartsfs@.service"
@@ -83,6 +87,29 @@ def complaints(unit: Path, copy: Path) -> str:
 @both
 def test_systemd_has_no_complaint(unit: Path, tmp_path: Path) -> None:
     assert complaints(unit, installed(unit, tmp_path)) == ""
+
+
+@needs_systemd
+@pytest.mark.parametrize("kind", ["mount", "automount"])
+def test_systemd_has_no_complaint_about_the_examples(kind: str) -> None:
+    unit = FOLDER / f"mnt-builds.{kind}"
+    done = subprocess.run(
+        ["systemd-analyze", "--man=no", "--recursive-errors=no", "verify", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_example_mount_has_options_that_the_helper_takes() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.read(FOLDER / "mnt-builds.mount")
+    mount = unit["Mount"]
+    words = ["-f", mount["What"], mount["Where"], "-o", mount["Options"]]
+    outcome = CliRunner().invoke(helper, words)
+    assert (outcome.exit_code, outcome.output) == (0, "")
+    assert mount["Type"] == NAME.removeprefix("mount.")
 
 
 @needs_systemd

@@ -175,8 +175,8 @@ def _is_dead(path: Path) -> bool:
     """Whether a FUSE mount is there whose daemon is gone ("endpoint is not connected").
 
     Asked by statfs, which always reaches the daemon: stat is answered from the kernel's
-    memory for as long as the attributes of the root live, daemon or not. Only of FUSE: of what
-    is mounted when it is looked at, statfs would wait for the very mount that is being made.
+    memory for as long as the attributes of the root live, daemon or not. Only of FUSE: what
+    is mounted when somebody looks would be mounted by the question.
     """
     kind = mounted_type(path.parent.resolve() / path.name)
     if kind is None or not kind.startswith("fuse"):
