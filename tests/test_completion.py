@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -156,6 +158,13 @@ def test_bash_is_given_names_as_they_must_be_typed(tmp_path: Path, name: str) ->
     )
     assert typed.stdout.decode() == name
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_answer_of_another_shape_offers_nothing(cache: Path) -> None:
+    with closing(sqlite3.connect(cache / "v1/builds.sqlite3")) as file, file:
+        file.execute("UPDATE projects SET jobs = '00000000[[1]]'")
+        file.execute("UPDATE records SET build = '00000000{'")
+    assert offered("", command=read) == {}
 
 
 # Installing.

@@ -8,8 +8,9 @@ import json
 import os
 import shlex
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from codeartsfs.commands.connect import cache_directory
 from codeartsfs.spelling import spell, spell_all
 
 VARIABLE = "_CODEARTSFS_COMPLETE"
+_Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
 _MOST_SHOWN = 200
 _BUSY_S = 0.2
 _LATEST = ("latest", "latest-failed", "latest-running", "latest-success")
@@ -39,10 +42,8 @@ class _QuotingBash(BashComplete):
     def format_completion(self, item: CompletionItem) -> str:
         if item.type != "plain":
             return f"{item.type},{item.value}"
-        quoted = shlex.quote(item.value).replace(
-            "\\", r"\\"
-        )  # of two, the script's read leaves one
-        return f"{item.type},{quoted}"
+        quoted = shlex.quote(item.value)
+        return f"{item.type},{quoted}".replace("\\", r"\\")  # click's script takes one away
 
 
 @add_completion_class
@@ -78,6 +79,22 @@ def regions(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     return _fitting([CompletionItem(region) for region in REGIONS], incomplete)
 
 
+def _forgiving(complete: _Completer) -> _Completer:
+    """Let a completer offer nothing where the cache holds what it does not understand."""
+
+    @wraps(complete)
+    def forgiving(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        try:
+            return complete(ctx, param, incomplete)
+        except (sqlite3.Error, ValueError, TypeError, LookupError, AttributeError):
+            return []
+
+    return forgiving
+
+
+@_forgiving
 def records(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete ids of records that the cache has heard of, those heard of last first."""
     sql = (
@@ -92,6 +109,7 @@ def records(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     ]
 
 
+@_forgiving
 def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete names of jobs, as in by-job/; after the slash, their builds."""
     name, slash, _ = incomplete.partition("/")
@@ -124,13 +142,13 @@ def _fitting(items: list[CompletionItem], incomplete: str) -> list[CompletionIte
     return [item for item in items if item.value.startswith(incomplete)]
 
 
-# A quick look at the index of builds, as builds/index.py writes it. What does not fit is not there.
+# A quick look at the index of builds, as builds/index.py writes it.
 
 
 def _jobs(ctx: click.Context) -> Iterator[tuple[str, str]]:
     """Return jobs: names as in by-job/, and the ids their builds know them by."""
     for [stored] in _rows(ctx, "SELECT jobs FROM projects"):
-        told = {row[0]: row for row in _unsealed(stored, [])}
+        told = {row[0]: row for row in _unsealed(stored)}
         names = spell_all({identity: row[1] for identity, row in told.items()})
         for name, identity in names.items():
             if not name.startswith("-"):  # which would be taken for an option
@@ -141,17 +159,14 @@ def _described(build: str | None, job: str = "") -> str:
     """Say what a build is: ``web-app #412 failure on master``."""
     if build is None:
         return job
-    _, number, _, status, _, _, _, _, branch, *_ = _unsealed(build, [""] * 9)
+    _, number, _, status, _, _, _, _, branch, *_ = _unsealed(build)
     words = (job, number and f"#{number}", status.lower(), branch and f"on {branch}")
     text = " ".join(word for word in words if word)
     return text if text.isprintable() else spell(text)
 
 
-def _unsealed(stored: str, otherwise: Any) -> Any:
-    try:
-        return json.loads(stored[8:])  # after the checksum
-    except ValueError:
-        return otherwise
+def _unsealed(stored: str) -> Any:
+    return json.loads(stored[8:])  # after the checksum
 
 
 def _rows(ctx: click.Context, sql: str, *values: object) -> list[Any]:
@@ -159,14 +174,11 @@ def _rows(ctx: click.Context, sql: str, *values: object) -> list[Any]:
     directory = cache_directory(chosen)
     if directory is None or not (index := directory / "v1" / "builds.sqlite3").is_file():
         return []
-    try:
-        # What nobody writes is read without leaving SQLite's side files behind.
-        written = index.with_name(index.name + "-wal").exists()
-        uri = f"{index.as_uri()}?{'mode=ro' if written else 'immutable=1'}"
-        with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_S)) as file:
-            return file.execute(sql, values).fetchall()
-    except sqlite3.Error:
-        return []
+    # What nobody writes is read without leaving SQLite's side files behind.
+    written = index.with_name(index.name + "-wal").exists()
+    uri = f"{index.as_uri()}?{'mode=ro' if written else 'immutable=1'}"
+    with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_S)) as file:
+        return file.execute(sql, values).fetchall()
 
 
 # The command.
