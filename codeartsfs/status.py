@@ -379,7 +379,7 @@ def _settings(config: MountConfig) -> dict[str, Any]:
         "refresh_s": session.refresh_s,
         "settle_s": session.settle_s,
         "prefetch": config.prefetch,
-        "options": sorted(config.options),
+        "options": sorted(config.options.kernel),
     }
 
 

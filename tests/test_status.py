@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from codeartsfs.api.client import ApiCounts, ApiTrouble, CallCounts
 from codeartsfs.api.health import ApiState, Mishap
-from codeartsfs.config import MountConfig, SessionConfig
+from codeartsfs.config import MountConfig, MountOptions, SessionConfig
 from codeartsfs.fs.waits import SlowOperation
 from codeartsfs.logs.store import FlightStatus, StoreStatistics
 from codeartsfs.names import LogKey, LogLevel, RecordId, Stage
@@ -53,7 +53,7 @@ NOW = Snapshot(
         stat_size="auto",
         prefetch=12,
         crawlers=None,
-        options=frozenset({"allow_other"}),
+        options=MountOptions(kernel=frozenset({"allow_other"})),
     ),
     pid=4711,
     mounted_at_s=1_700_000_000.0,

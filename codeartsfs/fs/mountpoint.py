@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,16 +27,16 @@ def mounted_type(path: Path) -> str | None:
     return kind
 
 
-def mounts(source: str | None = None) -> list[Path]:
+def mounts(sources: Collection[str] | None = None) -> list[Path]:
     """Return where something of ours is mounted, dead or alive, without touching it.
 
     Args:
-        source: only what is mounted from there; see ``source_of``.
+        sources: only what is mounted from one of these; see ``source_of``.
     """
     return [
         path
-        for path, (kind, origin) in _mounted().items()
-        if kind == FS_TYPE and source in (None, origin)
+        for path, (kind, source) in _mounted().items()
+        if kind == FS_TYPE and (sources is None or source in sources)
     ]
 
 
