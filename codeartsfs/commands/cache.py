@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codeartsfs import human
-from codeartsfs.commands import exits
+from codeartsfs.commands import completion, exits
 from codeartsfs.commands.connect import cache_directory
 from codeartsfs.commands.options import cache_dir_option, cache_size_option, config_option
 from codeartsfs.config import size_bytes
@@ -261,7 +261,13 @@ def clear(tier: "DiskTier", root: Path, pinned_too: bool, yes: bool) -> None:
     click.echo(f"{_amount(evicted)} removed, {human.size(_bytes(tier.entries()))} left")
 
 
-records_argument = click.argument("records", metavar="RECORD...", nargs=-1, required=True)
+records_argument = click.argument(
+    "records",
+    metavar="RECORD...",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.records,
+)
 
 
 @cache.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codeartsfs import human
-from codeartsfs.commands import exits
+from codeartsfs.commands import completion, exits
 from codeartsfs.commands.connect import levels, use_session
 from codeartsfs.commands.options import (
     api_options,
@@ -31,7 +31,13 @@ _DRAW_EVERY_S = 0.1
 
 
 @click.command()
-@click.argument("names", metavar="RECORD|JOB...", nargs=-1, required=True)
+@click.argument(
+    "names",
+    metavar="RECORD|JOB...",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.records_and_jobs,
+)
 @selection_options
 @click.option("--pin", is_flag=True, help="Never evict the records; see cache pin.")
 @click.option(

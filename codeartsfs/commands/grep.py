@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from codeartsfs.commands import exits
+from codeartsfs.commands import completion, exits
 from codeartsfs.commands.connect import levels, use_session
 from codeartsfs.commands.options import (
     api_options,
@@ -60,7 +60,13 @@ def _grep_options(command: Any) -> Any:
 
 
 @click.command(context_settings={"help_option_names": ["--help"]})
-@click.argument("words", metavar="PATTERN RECORD|JOB...", nargs=-1, required=True)
+@click.argument(
+    "words",
+    metavar="PATTERN RECORD|JOB...",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.records_and_jobs,
+)
 @_grep_options
 @click.option("-e", "patterns", multiple=True, metavar="PATTERN", help="A pattern; repeatable.")
 @click.option(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from codeartsfs.commands import exits
+from codeartsfs.commands import completion, exits
 from codeartsfs.commands.connect import levels, use_session
 from codeartsfs.commands.options import (
     api_options,
@@ -32,7 +32,7 @@ _MOUNT_PATIENCE_S = 2.0
 
 
 @click.command("open")
-@click.argument("name", metavar="RECORD|JOB")
+@click.argument("name", metavar="RECORD|JOB", shell_complete=completion.records_and_jobs)
 @click.argument("stage", required=False)
 @click.option("--pager", "how", flag_value="pager", help="In $PAGER, or less.  [on a terminal]")
 @click.option("--editor", "how", flag_value="editor", help="In $VISUAL or $EDITOR.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from codeartsfs import human
-from codeartsfs.commands import exits
+from codeartsfs.commands import completion, exits
 from codeartsfs.config import mount_point
 from codeartsfs.names import CONTROL_DIR, STATUS_FILE
 from codeartsfs.spelling import spell_part
@@ -43,7 +43,7 @@ Row = tuple[str, str]
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=mount_point)
+@click.argument("mountpoint", required=False, type=mount_point, shell_complete=completion.mounts)
 @click.option("--json", "as_json", is_flag=True, help="For programs: a list, one object per mount.")
 @click.option("--watch", is_flag=True, help="Look again every second, until Ctrl-C.")
 def status(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
