@@ -1,8 +1,6 @@
-"""``codeartsfs emulator``: the API on loopback, from recordings, for demos and experiments."""
+"""The emulator as a process: the API on loopback, from recordings, for demos and experiments."""
 
-import importlib.util
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -10,73 +8,20 @@ from pathlib import Path
 import click
 import trio
 
-from codeartsfs.emulator.faults import FaultPlan, UnknownFault, describe
+from codeartsfs.emulator.faults import FaultPlan, UnknownFault
 from codeartsfs.emulator.iam import Accounts
 from codeartsfs.emulator.library import DEFAULT_RECORDINGS, BadRecording, Library
-from codeartsfs.emulator.synthetic import MOST_BUILDS, MOST_JOBS
+from codeartsfs.emulator.server import serving
 
 
-def _list_faults(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        for how, what in describe():
-            click.echo(f"  {how:24} {what}")
-        context.exit()
-
-
-def _jobs_and_builds(
-    context: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
-    jobs, builds = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not (1 <= jobs <= MOST_JOBS and 1 <= builds <= MOST_BUILDS):
-        raise click.BadParameter(
-            f"{text!r} is not JOBS:BUILDS, from 1:1 to {MOST_JOBS}:{MOST_BUILDS}"
-        )
-    return jobs, builds
-
-
-@click.command("emulator")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: any free one.")
-@click.option(
-    "--recordings",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Directory of recorded and live builds; default: those in the package.",
-)
-@click.option(
-    "--synthetic",
-    metavar="JOBS:BUILDS",
-    callback=_jobs_and_builds,
-    help="Serve a made-up project too, of so many jobs of so many builds each.",
-)
-@click.option(
-    "--list-faults",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_faults,
-    help="Show every fault word and end.",
-)
-@click.argument("faults", nargs=-1, metavar="[FAULT]...")
-def emulator_command(
-    port: int,
-    recordings: Path | None,
-    synthetic: tuple[int, int] | None,
-    faults: tuple[str, ...],
+def serve(
+    port: int, recordings: Path | None, synthetic: tuple[int, int] | None, faults: tuple[str, ...]
 ) -> None:
-    """Serve the CodeArts Build API on 127.0.0.1 from recordings, misbehaving on request.
+    """Serve until told to stop by a signal.
 
-    A FAULT is a word like throttle=3,retry-after=1 or task_log:error500=2.
+    Raises:
+        click.ClickException: a mistake in what was asked for, or the port is in use.
     """
-    for module in ("hypercorn", "starlette"):
-        if importlib.util.find_spec(module) is None:
-            raise click.ClickException(
-                "the emulator needs an extra: pip install 'codeartsfs[demo]'"
-            )
-    # Only now: the server is what needs the extra, and the command line must load without it.
-    from codeartsfs.emulator.server import serving
-
     accounts = Accounts.from_environment(os.environ)
 
     async def serve_until_told(library: Library, plan: FaultPlan) -> None:

@@ -4,7 +4,6 @@ The emulator runs in this process. The mount has a process of its own: a reader 
 that serves it in one process can wait for each other for ever.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -35,7 +34,6 @@ FOLLOWED = "stage4"  # the stage of the live build that has a few lines to say e
 
 # As the command line documents them.
 EXIT_FAILURE = 1
-EXIT_NO_FUSE = 5
 
 _PATIENCE_S = 60.0  # for the mount to answer, for the live build to get to the stage followed
 _GOODBYE_S = 10.0  # for the mount to end
@@ -113,24 +111,9 @@ TOUR = (
 )
 
 
-@click.command("demo")
-@click.option("--stay", is_flag=True, help="No tour: keep the mount to play with, until Ctrl-C.")
-def demo_command(stay: bool) -> None:
-    """Mount recorded builds, with no account and no network, and show what that is good for.
-
-    Takes half a minute and leaves nothing behind.
-
-    Exit codes: 0 done, 1 failure, 5 no FUSE here.
-    """
-    for module in ("hypercorn", "starlette"):
-        if importlib.util.find_spec(module) is None:
-            raise click.ClickException("the demo needs an extra: pip install 'codeartsfs[demo]'")
-    try:
-        mountpoint.check_fuse()
-    except mountpoint.NoFuseError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_NO_FUSE)
-    sys.exit(trio.run(_run, _stay if stay else _tour))
+def show(*, stay: bool) -> int:
+    """Give the tour, or keep a mount to play with; return the exit code."""
+    return trio.run(_run, _stay if stay else _tour)
 
 
 class _Demo:

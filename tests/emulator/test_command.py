@@ -13,12 +13,12 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from codeartsfs.emulator.command import emulator_command
+from codeartsfs.commands.emulator import emulator
 from codeartsfs.emulator.synthetic import SYNTHETIC_PROJECT
 
 from .conftest import ACCOUNTS, FAILED, INFO_TEXT, PROJECT, task_log
 
-RUN = "from codeartsfs.emulator.command import emulator_command as run; run()"
+RUN = "from codeartsfs.commands.emulator import emulator as run; run()"
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def test_secrets_from_the_environment_are_taken_and_not_printed(recordings: Path
     ],
 )
 def test_mistakes_get_one_line(recordings: Path, arguments: list[str], said: str) -> None:
-    result = CliRunner().invoke(emulator_command, ["--recordings", str(recordings), *arguments])
+    result = CliRunner().invoke(emulator, ["--recordings", str(recordings), *arguments])
     assert result.exit_code != 0
     assert said in result.output
 
@@ -113,14 +113,14 @@ def test_a_port_in_use_is_said_so(recordings: Path) -> None:
     with running("--recordings", str(recordings)) as (_, url):
         port = url.rpartition(":")[2]
         arguments = ["--recordings", str(recordings), "--port", port]
-        result = CliRunner().invoke(emulator_command, arguments)
+        result = CliRunner().invoke(emulator, arguments)
     assert result.exit_code == 1
     assert result.output == f"Error: cannot listen on port {port}: Address already in use\n"
 
 
 def test_a_missing_extra_is_named(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = CliRunner().invoke(emulator_command, ["--recordings", str(recordings)])
+    result = CliRunner().invoke(emulator, ["--recordings", str(recordings)])
     assert result.exit_code == 1
     assert result.output == "Error: the emulator needs an extra: pip install 'codeartsfs[demo]'\n"
 
@@ -128,13 +128,13 @@ def test_a_missing_extra_is_named(recordings: Path, monkeypatch: pytest.MonkeyPa
 def test_the_command_line_loads_without_the_extra() -> None:
     blocked = (
         "import sys; sys.modules['starlette'] = sys.modules['hypercorn'] = None; "
-        "import codeartsfs.emulator.command"
+        "import codeartsfs.commands.emulator"
     )
     subprocess.run([sys.executable, "-c", blocked], check=True)
 
 
 def test_fault_words_are_listed() -> None:
-    result = CliRunner().invoke(emulator_command, ["--list-faults"])
+    result = CliRunner().invoke(emulator, ["--list-faults"])
     assert result.exit_code == 0
     assert "throttle[=N]" in result.output
     assert "429" in result.output

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from codeartsfs.emulator.demo import JOB, LARGE, LIVE_JOB, demo_command
+from codeartsfs.commands.emulator import demo
+from codeartsfs.emulator.demo import JOB, LARGE, LIVE_JOB
 from codeartsfs.fs import mountpoint
 
 DEMO = (sys.executable, "-m", "codeartsfs", "demo")
@@ -20,7 +21,8 @@ ONE_STEP = """
 import dataclasses, sys
 from codeartsfs.emulator import demo
 demo.TOUR = (dataclasses.replace(demo.TOUR[0], command=sys.argv.pop(1)),)
-demo.demo_command()
+from codeartsfs.commands.emulator import demo as command
+command()
 """
 
 
@@ -172,12 +174,12 @@ def test_without_fuse_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         raise mountpoint.NoFuseError("there is no /dev/fuse here")
 
     monkeypatch.setattr(mountpoint, "check_fuse", none_here)
-    result = CliRunner().invoke(demo_command)
+    result = CliRunner().invoke(demo)
     assert (result.exit_code, result.output) == (5, "Error: there is no /dev/fuse here\n")
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = CliRunner().invoke(demo_command)
+    result = CliRunner().invoke(demo)
     assert result.exit_code == 1
     assert result.output == "Error: the demo needs an extra: pip install 'codeartsfs[demo]'\n"

@@ -428,7 +428,7 @@ async def test_what_was_counted_is_not_counted_again(
 ) -> None:
     tier = DiskTier(cache, LIMIT)
     await save(tier, KEY, LOG)
-    monkeypatch.setattr(tier, "_scan", lambda: pytest.fail("the cache was scanned"))
+    monkeypatch.setattr(tier, "entries", lambda: pytest.fail("the cache was scanned"))
     await tier.survey()
     assert tier.log_count == 1
 
