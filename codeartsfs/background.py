@@ -1,25 +1,17 @@
 """Going to the background: the starter returns only once the mount answers, or says why not."""
 
-import logging
-import logging.handlers
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-
-_SYSLOG = Path("/dev/log")
 
 
 @contextmanager
-def detached(*, syslog: bool) -> Iterator[Callable[[], None]]:
+def detached() -> Iterator[Callable[[], None]]:
     """Run the block in a background process; the starting process never enters it.
 
     The starter waits. When the block calls what it is given, the starter exits with 0. When
     the block ends before that, the starter exits with the block's exit code; what it had
     to say went to the standard error that both share until then.
-
-    Args:
-        syslog: log to the system log afterwards, where there is one.
     """
     report_to_starter = _fork_and_wait()
 
@@ -35,11 +27,6 @@ def detached(*, syslog: bool) -> Iterator[Callable[[], None]]:
         for standard in (0, 1, 2):
             os.dup2(null, standard)
         os.close(null)
-        if syslog and _SYSLOG.exists():
-            handler = logging.handlers.SysLogHandler(os.fspath(_SYSLOG))
-            handler.ident = f"codeartsfs[{os.getpid()}]: "
-            handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-            logging.basicConfig(level=logging.getLogger().level, handlers=[handler], force=True)
 
     try:
         yield ready

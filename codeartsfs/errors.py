@@ -17,11 +17,24 @@ Messages are one line, name what was asked and carry the request id, and never h
 Only ``fs/reply.py`` turns them into errnos.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from codeartsfs.names import LogKey, RecordId
+
+Facts = Mapping[str, str | int]
+NO_FACTS: Facts = MappingProxyType({})
 
 
 class CodeArtsError(Exception):
-    """Base of all errors this package raises for reasons outside itself."""
+    """Base of all errors this package raises for reasons outside itself.
+
+    Attributes:
+        facts: what the message says of an answer, by name, for the log: what was ``asked``, and the
+            ``status``, ``code`` and ``request_id`` of the answer.
+    """
+
+    facts: Facts = NO_FACTS
 
 
 class NotFound(CodeArtsError):

@@ -29,7 +29,7 @@ ONLY_IN = {
     "httpx": ("api/",),
     "pyfuse3": ("fs/",),
     "errno": (
-        *("fs/reply.py", "fs/mountpoint.py", "logs/disk.py"),
+        *("fs/reply.py", "fs/mountpoint.py", "logs/disk.py", "diagnostics.py"),
         *("commands/mount.py", "commands/status.py"),
     ),
     "starlette": ("emulator/",),

@@ -19,6 +19,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
+import trio
 
 from codeartsfs import __version__
 from codeartsfs.api.auth import Credentials, one_line
@@ -55,6 +56,8 @@ from codeartsfs.errors import (
     BadAnswer,
     BuildNotFound,
     CallUnavailable,
+    CodeArtsError,
+    Facts,
     Forbidden,
     LogNotFound,
     NotFound,
@@ -75,6 +78,8 @@ __all__ = [
     "iam_endpoint_for_region",
     "open_client",
 ]
+
+log = logging.getLogger(__name__)
 
 _IDLE_S = 30.0
 _MOST_REDIRECTS = 5
@@ -505,12 +510,12 @@ class ApiClient:
         finally:
             await chunks.aclose()
         if len(body) > _JSON_LIMIT_BYTES:
-            raise BadAnswer(self._told(response, "more JSON than 16 MiB"))
+            raise self._bad(response, "more JSON than 16 MiB")
         try:
             payload: object = json.loads(body)
         except (ValueError, RecursionError):
             kind = response.headers.get("Content-Type", "of unknown type")
-            raise BadAnswer(self._told(response, f"not JSON but {kind}")) from None
+            raise self._bad(response, f"not JSON but {kind}") from None
         message = api_error_of(payload)
         if message is not None:
             raise self._enveloped(message, response, absent)
@@ -533,12 +538,14 @@ class ApiClient:
     async def _send(
         self, call: str, path: str, query: Query, headers: Mapping[str, str]
     ) -> httpx.Response:
-        what = f"GET {path}"
-        url = httpx.URL(self._base + path + canonical_query(query))
+        asked = path + canonical_query(query)
+        what, url = f"GET {asked}", httpx.URL(self._base + asked)
         credentials = self._credentials
         counts = self._counts[call]
         for _ in range(_MOST_REDIRECTS + 1):
             request = self._http.build_request("GET", url, headers=dict(headers))
+            # What a redirect leads to is somebody else's address, which may hold secrets.
+            request.extensions["asked"] = what
             await self._pace.admit()
             began = time.monotonic()
             try:
@@ -553,9 +560,17 @@ class ApiClient:
                 raise failure from None
             except UnicodeError:  # httpx reads Location whether or not it is to follow it
                 raise BadAnswer(f"{what}: redirected to what is no host name") from None
-            counts.durations.add(time.monotonic() - began)
+            took_s = time.monotonic() - began
+            counts.durations.add(took_s)
             counts.answers[f"{response.status_code // 100}xx"] += 1
             response.extensions[RECEIVED] = counts.receive
+            log.debug(
+                "%s: HTTP %d after %.0f ms (request %s)",
+                what,
+                response.status_code,
+                took_s * 1000,
+                self._request_id(response),
+            )
             if response.status_code not in _NO_ANSWER | {401}:
                 self._health.answered()
             # From here on silence means a stall. The transport looks this up as it reads.
@@ -574,12 +589,12 @@ class ApiClient:
             target = url.join(response.headers["Location"])
             target.host.encode("idna")  # as the resolver will
         except (httpx.InvalidURL, UnicodeError):
-            raise BadAnswer(self._told(response, "redirected to what is no URL")) from None
+            raise self._bad(response, "redirected to what is no URL") from None
         in_the_clear = target.scheme == "http" and (
             url.scheme == "https" or not is_loopback(target.host)
         )
         if in_the_clear or target.scheme not in {"http", "https"} or not target.host:
-            raise BadAnswer(self._told(response, "redirected to an address that is not https"))
+            raise self._bad(response, "redirected to an address that is not https")
         return target
 
     async def _failure(
@@ -612,7 +627,9 @@ class ApiClient:
         """Say what an error that came with HTTP 200 means: what it would with its own status."""
         status = message.status
         if status is None:
-            return ApiUnavailable(self._told(response, "", message))
+            failure = ApiUnavailable(self._told(response, "", message))
+            failure.facts = self._facts(response, message)
+            return failure
         return self._verdict(status, message, response, absent, no_log_on_400=no_log_on_400)
 
     def _verdict(
@@ -623,7 +640,20 @@ class ApiClient:
         absent: Callable[[str], NotFound],
         *,
         no_log_on_400: bool,
-    ) -> Exception:
+    ) -> CodeArtsError | TemporaryFailure:
+        failure = self._meaning(status, message, response, absent, no_log_on_400=no_log_on_400)
+        failure.facts = self._facts(response, message)
+        return failure
+
+    def _meaning(
+        self,
+        status: int,
+        message: ApiMessage,
+        response: httpx.Response,
+        absent: Callable[[str], NotFound],
+        *,
+        no_log_on_400: bool,
+    ) -> CodeArtsError | TemporaryFailure:
         told = self._told(response, "", message)
         if message.not_published:
             return CallUnavailable(told)
@@ -647,12 +677,31 @@ class ApiClient:
     ) -> str:
         """One line on what was asked and what came back."""
         said = f"{message.code} {message.message}".strip() if message else ""
-        given = message.request_id if message else ""
-        request_id = response.headers.get("X-Request-Id") or given or "unknown"
-        where = f"{response.request.method} {response.request.url.path}"
-        text = " ".join(filter(None, (f"{where}: HTTP {response.status_code}", remark)))
+        asked = response.request.extensions["asked"]
+        host = response.request.url.netloc.decode()
+        elsewhere = f" at {host}" if host != httpx.URL(self._base).netloc.decode() else ""
+        text = f"{asked}{elsewhere}: HTTP {response.status_code} {remark}".rstrip()
         # The request id comes before words of any length, so that cutting never loses it.
+        request_id = self._request_id(response, message)
         return one_line(f"{text} (request {request_id}) {said}", self._redact)
+
+    def _facts(self, response: httpx.Response, message: ApiMessage | None = None) -> Facts:
+        code = one_line(message.code, self._redact) if message else ""
+        return {
+            "asked": response.request.extensions["asked"],
+            "status": response.status_code,
+            "request_id": self._request_id(response, message),
+            **({"code": code} if code else {}),
+        }
+
+    def _request_id(self, response: httpx.Response, message: ApiMessage | None = None) -> str:
+        given = message.request_id if message else ""
+        return one_line(response.headers.get("X-Request-Id") or given or "unknown", self._redact)
+
+    def _bad(self, response: httpx.Response, remark: str) -> BadAnswer:
+        failure = BadAnswer(self._told(response, remark))
+        failure.facts = self._facts(response)
+        return failure
 
     def _hushed(self, error: Exception) -> Exception:
         return type(error)(one_line(str(error), self._redact))

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import trio
 
-from codeartsfs.errors import ApiUnavailable
+from codeartsfs.errors import NO_FACTS, ApiUnavailable, Facts
 from codeartsfs.priority import in_background
 from codeartsfs.timing import spent_on
 
@@ -35,7 +35,10 @@ class TemporaryFailure(Exception):
         retry_after_s: How long the server asks to be left alone, None where it does not say.
         throttled: Whether the server said that there were too many requests.
         no_answer: Whether nobody answered for the server: trouble of the network or a gateway.
+        facts: What the message says of the answer, as ``CodeArtsError`` has it.
     """
+
+    facts: Facts = NO_FACTS
 
     def __init__(
         self,
@@ -230,7 +233,15 @@ class Attempts:
             self._give_up_at = now + self._pace.retry_limit_s
         wait_s = self._pace._decide(failure, self._failed, self._give_up_at - now)
         level = logging.DEBUG if self._failed == 1 else logging.INFO
-        logger.log(level, "trying again in %.1f s: %s", wait_s, failure)
+        logger.log(
+            level,
+            "trying again in %.1f s, after attempt %d of %d: %s",
+            wait_s,
+            self._failed,
+            self._pace.attempts,
+            failure,
+            extra={"attempt": self._failed, "wait_s": round(wait_s, 1)},
+        )
         with self._pace._waiting("throttled" if failure.throttled else "retry"):
             await trio.sleep(wait_s)
 

@@ -76,12 +76,18 @@ def mount(
         crawlers=crawlers,
         options=options,
     )
-    set_up_logging(log_level, log_format, log_file)
+    told = set_up_logging(log_level, log_format, log_file, background=where if daemon else None)
     if daemon:
         from codeartsfs import background
 
-        with background.detached(syslog=log_file is None) as ready:
-            _serve(config, credentials, ready)
+        with background.detached() as ready:
+
+            def on_ready() -> None:
+                if told:
+                    click.echo(told, err=True)
+                ready()
+
+            _serve(config, credentials, on_ready)
     else:
         _serve(config, credentials, lambda: None)
 

@@ -92,7 +92,9 @@ class Callers:
         finally:
             self._waits.discard(wait)
         if wait.scope.cancelled_caught:
-            raise CallerKilled if wait.killed else DeadlineExceeded
+            if wait.killed:
+                raise CallerKilled("a fatal signal is pending for who asked")
+            raise DeadlineExceeded(f"no answer within the deadline of {self._deadline_s:g} s")
 
     async def watch(self) -> None:
         """Look after the waits, for ever. Costs nothing while nobody waits."""

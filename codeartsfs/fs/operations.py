@@ -54,6 +54,7 @@ _FAILED_READS = 1000
 _SAME_READ_S = 1.0  # what the kernel asks so soon after a failure belongs to what failed,
 _SAME_READ_AT_MOST_S = 10.0  # and so does what it asks so soon after that
 _OUR_ATTRIBUTES = b"user."
+_ON_HANDLES = frozenset({"readdir", "releasedir", "read", "release"})
 # Not listed: reading it is an order. What is mounted read-only takes no other.
 REFRESH_ATTRIBUTE = b"user.codearts.refresh"
 
@@ -417,6 +418,19 @@ class Operations(pyfuse3.Operations):
         return data
 
     # Inside.
+
+    def about(self, operation: str, number: int) -> Node | str:
+        """Return what a request of the kernel is about, for the log."""
+        if operation not in _ON_HANDLES:
+            return self.inodes.node(pyfuse3.InodeT(number))
+        handle = self._handles[number]
+        match handle:
+            case _LogHandle():
+                return self.inodes.node(handle.inode)
+            case _DirHandle():
+                return handle.entries[0][1]
+            case _TextHandle():
+                return "text"
 
     def _handle(self, handle: _LogHandle | _TextHandle | _DirHandle) -> pyfuse3.FileHandleT:
         number = pyfuse3.FileHandleT(next(self._next_handle))

@@ -52,7 +52,11 @@ def replies(handler: _Handler) -> _Handler:
         except pyfuse3.FUSEError:
             raise
         except Exception as failure:
-            raise pyfuse3.FUSEError(_errno_of(handler.__name__, failure)) from failure
+            try:
+                about = args[0].about(handler.__name__, args[1])
+            except Exception:  # what the kernel asked for is not known here, maybe any more
+                about = "?"
+            raise pyfuse3.FUSEError(_errno_of(handler.__name__, about, failure)) from failure
 
     return reply  # type: ignore[return-value]
 
@@ -75,6 +79,10 @@ def no_attribute() -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(errno.ENODATA)
 
 
+def not_permitted() -> pyfuse3.FUSEError:
+    return pyfuse3.FUSEError(errno.EPERM)
+
+
 def unsupported() -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(errno.EOPNOTSUPP)
 
@@ -83,17 +91,27 @@ def read_only() -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(errno.EROFS)
 
 
-def _errno_of(operation: str, failure: Exception) -> int:
+def _errno_of(operation: str, about: object, failure: Exception) -> int:
+    """Return what the caller is told, and leave a line in the log that explains it."""
     for kind, number in _ERRNOS:
         if isinstance(failure, kind):
             quiet = isinstance(failure, NotFound | CrawlerRefused | CallerKilled)
+            name = errno.errorcode[number]
             log.log(
                 logging.INFO if quiet else logging.WARNING,
-                "%s: %s: %s",
+                "%s: %s: %s: %s",
                 operation,
-                errno.errorcode[number],
-                str(failure) or type(failure).__name__,
+                name,
+                about,
+                failure if str(failure) else type(failure).__name__,
+                extra={"operation": operation, "errno": name, "path": str(about)},
             )
             return number
-    log.error("%s failed in an unforeseen way", operation, exc_info=failure)
+    log.error(
+        "%s: EIO: %s: failed in an unforeseen way",
+        operation,
+        about,
+        exc_info=failure,
+        extra={"operation": operation, "errno": "EIO", "path": str(about)},
+    )
     return errno.EIO

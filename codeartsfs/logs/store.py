@@ -728,13 +728,19 @@ class LogStore:
             with recorded(flight.trail):
                 keep = await self._look(entry, flight)
         except LogRewritten as rewritten:
-            log.warning("%s", rewritten)
+            log.warning(
+                "the server rewrote %s, which is another file from now on; who has it open gets"
+                " ESTALE",
+                entry.key,
+            )
             if self.disk:  # else the next flight would find the old log there
                 await self.disk.remove(entry.key)
             self._replace(entry, rewritten)
         except Exception as failure:
             if not isinstance(failure, CodeArtsError | OSError):
-                log.exception("cannot load %s", entry.key)
+                log.exception("%s cannot be loaded", entry.key)
+            elif entry.users == 1:  # this flight; who waits for it gets the failure, and a line
+                log.info("%s cannot be loaded, and nobody waits any more: %s", entry.key, failure)
             if isinstance(failure, NotFound):
                 self._absent[entry.key] = failure
             flight.failure = failure
@@ -950,7 +956,7 @@ class LogStore:
             self._let_go(await self.disk.make_room(wanted, entry.key))
             return await body.append(chunks)
         except OSError as failure:
-            log.warning("cache: no room for %s: %s", entry.key, failure.strerror)
+            log.warning("cache: no room for %s: %s", entry.key, failure)
         await body.move_to(unnamed_file(self._scratch))
         return await body.append(chunks)
 
@@ -1026,7 +1032,7 @@ class LogStore:
             evicted = await self.disk.save(entry.key, body, meta)
             body.free_memory()
         except OSError as failure:
-            log.warning("cache: %s is not kept: %s", entry.key, failure.strerror or failure)
+            log.warning("cache: %s is not kept: %s", entry.key, failure)
             return
         except Exception:  # such as no thread to be had: slower later, but nothing lost
             log.exception("cache: %s is not kept", entry.key)

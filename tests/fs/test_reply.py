@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from codeartsfs import errors
 from codeartsfs.fs.callers import CallerKilled, DeadlineExceeded
+from codeartsfs.fs.nodes import LogFile
 from codeartsfs.fs.operations import Operations
 from codeartsfs.fs.reply import no_entry, read_only, replies
 from tests.logs.fakes import KEY, RECORD
@@ -101,6 +102,27 @@ async def test_errors_have_their_errno(
     (line,) = caplog.records
     assert line.getMessage().startswith("handler")
     assert not line.getMessage().rstrip().endswith(":")  # even an exception without words has one
+
+
+class OfOneLog:
+    """Operations that know what a request is about."""
+
+    def about(self, operation: str, number: int) -> LogFile:
+        assert (operation, number) == ("open", 7)
+        return LogFile(KEY)
+
+    @replies
+    async def open(self, inode: int) -> None:
+        raise errors.ApiUnavailable("no answer (request r-1)")
+
+
+async def test_the_line_of_an_error_names_operation_errno_and_path(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(pyfuse3.FUSEError):
+        await OfOneLog().open(7)
+    (line,) = caplog.records
+    assert line.getMessage() == f"open: EIO: /{KEY}: no answer (request r-1)"
 
 
 def test_every_error_class_is_in_the_table() -> None:

@@ -405,6 +405,22 @@ def test_daemon_says_why_it_could_not_mount(rig: Rig, point: Path, tmp_path: Pat
     assert not is_mounted(point)
 
 
+@pytest.mark.skipif(Path("/dev/log").exists(), reason="the system log is somebody else's")
+def test_a_daemon_without_a_system_log_says_where_its_log_is(
+    rig: Rig, emulator: Emulator, point: Path, tmp_path: Path
+) -> None:
+    options = ("--endpoint", emulator.url, "--cache-dir", "none", "--log-level", "info")
+    try:
+        outcome = daemon(rig, point, *options)
+        words = b"There is no system log here, the log is "
+        assert (outcome.code, outcome.err[: len(words)]) == (0, words)
+        log = Path(os.fsdecode(outcome.err.removeprefix(words).strip()))
+        assert log.is_relative_to(tmp_path / "home")
+        assert f"mounted at {point}" in log.read_text()
+    finally:
+        _end_daemons(point)
+
+
 def _end_daemons(point: Path) -> None:
     """End what a failed test may have left in the background."""
     for entry in Path("/proc").glob("[0-9]*"):
