@@ -18,6 +18,7 @@ _COMMANDS = {
     "emulator": "codeartsfs.commands.emulator:emulator",
     "fetch": "codeartsfs.commands.fetch:fetch",
     "grep": "codeartsfs.commands.grep:grep",
+    "log-level": "codeartsfs.commands.log_level:log_level",
     "mount": "codeartsfs.commands.mount:mount",
     "open": "codeartsfs.commands.open:open_log",
     "refresh": "codeartsfs.commands.mount:refresh",

@@ -14,12 +14,14 @@ import trio
 
 from codeartsfs.api.auth import Credentials
 from codeartsfs.config import MountConfig, MountOptions
+from codeartsfs.diagnostics import set_level
 from codeartsfs.fs.attributes import Attributes
 from codeartsfs.fs.callers import CRAWLERS, Callers, paths_given
 from codeartsfs.fs.mount import Mount, open_mount
 from codeartsfs.fs.mountpoint import source_of
 from codeartsfs.fs.operations import Operations, Shown, StatSize
 from codeartsfs.fs.tree import Tree
+from codeartsfs.inspection import answer_signals, hold_signals, tell
 from codeartsfs.logs.prefetch import Prefetcher
 from codeartsfs.names import CONTROL_DIR, STATUS_FILE, LogKey, RecordId
 from codeartsfs.notify import Notifier
@@ -46,6 +48,7 @@ async def serve(
         MountPointError: mounting failed.
     """
     prepare_process()
+    hold_signals()
     crawlers = CRAWLERS if config.crawlers is None else config.crawlers
     watched = Callers(config.deadline_s, crawlers)
     async with AsyncExitStack() as stack:
@@ -75,12 +78,20 @@ async def serve(
             shown=_shown(config.options),
             stat_size=StatSize(config.stat_size),
             refresh_s=config.session.refresh_s,
+            set_log_level=_set_log_level,
         )
+        answer_signals(watched.waits, status.json)
         source = config.options.source or source_of(config.session.endpoint)
         mount = await stack.enter_async_context(
             open_mount(config.mountpoint, operations, watched, source, config.options.kernel)
         )
         await _look_after(mount, session, status, notifier, on_ready)
+
+
+def _set_log_level(level: str) -> str:
+    outcome = set_level(level)
+    tell("asked by codeartsfs log-level: %s", outcome)
+    return outcome
 
 
 async def _look_after(

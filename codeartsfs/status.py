@@ -83,7 +83,10 @@ class ControlFiles:
 
     def size_bytes(self, name: str) -> int:
         """Return the size to show; that of the metrics is what it was when they were last read."""
-        return len(as_json(self._take())) if name == STATUS_FILE else self._metrics_bytes
+        return len(self.json()) if name == STATUS_FILE else self._metrics_bytes
+
+    def json(self) -> bytes:
+        return as_json(self._take())
 
     async def text(self, name: str) -> bytes:
         snapshot = self._take()

@@ -30,7 +30,7 @@ ONLY_IN = {
     "pyfuse3": ("fs/",),
     "errno": (
         *("fs/reply.py", "fs/mountpoint.py", "logs/disk.py", "diagnostics.py"),
-        *("commands/mount.py", "commands/status.py"),
+        *("commands/log_level.py", "commands/mount.py", "commands/status.py"),
     ),
     "starlette": ("emulator/",),
     "hypercorn": ("emulator/",),
@@ -43,6 +43,7 @@ ON_TOP = {
     "cli.py",
     "daemon.py",
     "diagnostics.py",
+    "inspection.py",
     "selection.py",
     "session.py",
     "status.py",

@@ -71,6 +71,15 @@ class Callers:
     def __len__(self) -> int:
         return len(self._waits)
 
+    def waits(self) -> list[str]:
+        """Say who waits, and for how long, for people."""
+        begun = trio.current_time() + self._deadline_s
+        return [
+            f"{program(wait.pid) or 'a program'} (process {wait.pid}) waits for"
+            f" {begun - wait.scope.deadline:.1f} s"
+            for wait in self._waits
+        ]
+
     def crawls(self, pid: int) -> bool:
         """Whether the caller is a program that reads all it finds."""
         return bool(self._crawlers) and program(pid) in self._crawlers

@@ -37,6 +37,7 @@ from codeartsfs.fs.reply import (
     ignoring_unknown_inodes,
     no_attribute,
     no_entry,
+    not_permitted,
     read_only,
     replies,
     unsupported,
@@ -57,6 +58,8 @@ _OUR_ATTRIBUTES = b"user."
 _ON_HANDLES = frozenset({"readdir", "releasedir", "read", "release"})
 # Not listed: reading it is an order. What is mounted read-only takes no other.
 REFRESH_ATTRIBUTE = b"user.codearts.refresh"
+LOG_LEVEL_ATTRIBUTE = b"user.codearts.log_level."  # and a level
+LOG_LEVELS = frozenset({"debug", "info", "warning", "error"})
 
 
 class StatSize(Enum):
@@ -130,6 +133,7 @@ class Operations(pyfuse3.Operations):
         shown: Shown,
         stat_size: StatSize,
         refresh_s: float,
+        set_log_level: Callable[[str], str],
     ) -> None:
         super().__init__()
         self.inodes = InodeTable()
@@ -141,6 +145,7 @@ class Operations(pyfuse3.Operations):
         self._control = control
         self._stat_size = stat_size
         self._refresh_s = refresh_s
+        self._set_log_level = set_log_level
         self._handles: dict[int, _LogHandle | _TextHandle | _DirHandle] = {}
         self._next_handle = count(1)
         self._failed_reads: cachetools.TTLCache[pyfuse3.InodeT, _FailedRead] = cachetools.TTLCache(
@@ -264,6 +269,12 @@ class Operations(pyfuse3.Operations):
         if name == REFRESH_ATTRIBUTE:
             with self._callers.waiting(ctx.pid):
                 return (await self._refresh(self.inodes.node(inode))).encode()
+        if name.startswith(LOG_LEVEL_ATTRIBUTE):
+            level = os.fsdecode(name.removeprefix(LOG_LEVEL_ATTRIBUTE))
+            if ctx.uid not in (0, self._uid):
+                raise not_permitted()
+            if level in LOG_LEVELS:
+                return self._set_log_level(level).encode()
         value = (await self._extended.of(self.inodes.node(inode))).get(name)
         if value is None:
             raise no_attribute()

@@ -657,7 +657,7 @@ class LogStore:
             self._trails[entry.key] = entry.flight.trail
             if isinstance(entry.body, Body):
                 entry.body.recover()
-            self._nursery.start_soon(self._fly, entry, entry.flight)
+            self._nursery.start_soon(self._fly, entry, entry.flight, name=f"flight of {entry.key}")
         else:
             self._boarded += 1
             entry.flight.background &= in_background()

@@ -67,6 +67,7 @@ async def operations_of(
                 shown=Shown(uid=0, gid=0, file_mode=0o444, directory_mode=0o555),
                 stat_size=StatSize.AUTO,
                 refresh_s=1.0,
+                set_log_level=str,
             ),
             catalog,
         )
