@@ -15,6 +15,7 @@ _COMMANDS = {
     "completion": "codeartsfs.commands.completion:completion",
     "config": "codeartsfs.commands.config:config",
     "demo": "codeartsfs.commands.emulator:demo",
+    "doctor": "codeartsfs.commands.doctor:doctor",
     "emulator": "codeartsfs.commands.emulator:emulator",
     "fetch": "codeartsfs.commands.fetch:fetch",
     "grep": "codeartsfs.commands.grep:grep",

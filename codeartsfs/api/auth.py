@@ -5,12 +5,14 @@ that is refused. Secrets live in ``Secret``, which does not print, and ``redact`
 out of text that a server may have echoed.
 """
 
+import base64
 import configparser
 import json
 import os
 import re
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,21 +61,42 @@ class Secret:
         return "Secret(***)"
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What credentials are good for, and until when, as far as is known.
+
+    Attributes:
+        place: Such as ``IAM project cn-north-4``; empty where unknown.
+        of_project: False where it is known to be no project; calls need one.
+        expires_s: Seconds since the epoch.
+    """
+
+    place: str = ""
+    of_project: bool = True
+    expires_s: float | None = None
+
+
 class Credentials(httpx.Auth):
     """What every kind of credentials has beyond the httpx flow.
 
     Attributes:
         kind: What it is, for people: ``token``, ``token file``, ``AK/SK`` or ``IAM password``.
-        source: Where it was found: names of variables, or of a file or directory.
+        source: Where it was found, for people: names of variables, or of a file or directory.
+        files: The files among that.
     """
 
     kind: str
     source: str = ""
+    files: tuple[Path, ...] = ()
 
     @property
     def expires_in_s(self) -> float | None:
         """Seconds until what is sent now is refused, where we know; it renews itself before."""
         return None
+
+    def scope(self) -> "Scope":
+        """Return what they are good for, as far as they tell themselves."""
+        return Scope()
 
     @abstractmethod
     def secrets(self) -> Iterable[Secret]:
@@ -136,6 +159,12 @@ class TokenAuth(Credentials):
     def secrets(self) -> Iterable[Secret]:
         return (self._token,)
 
+    def scope(self) -> Scope:
+        try:
+            return scope_of_token(self._token.reveal() or self._read())
+        except CredentialsError:
+            return Scope()
+
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Send the request with the token, and once more where a 401 turns up a new token.
 
@@ -194,6 +223,9 @@ class SignatureAuth(Credentials):
     def secrets(self) -> Iterable[Secret]:
         known = (self._ak, self._sk, self._security_token)
         return tuple(secret for secret in known if secret is not None)
+
+    def scope(self) -> Scope:
+        return Scope(f"IAM project {self._project_id}" if self._project_id else "")
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Sign the request as it stands: host, content type and all headers of our own."""
@@ -286,6 +318,9 @@ class PasswordAuth(Credentials):
 
     def secrets(self) -> Iterable[Secret]:
         return (self._password, self._token)
+
+    def scope(self) -> Scope:
+        return Scope(f"IAM project {self._project}, by {httpx.URL(self._url).host}")
 
     async def async_auth_flow(
         self, request: httpx.Request
@@ -425,6 +460,26 @@ def _lifetime_s(body: bytes) -> float:
     return (expires_ns - issued_ns) / 1e9
 
 
+def scope_of_token(token: str) -> Scope:
+    """Read what a token says of itself: IAM's are signed JSON, in base64 with ``-`` for ``/``.
+
+    Never raises: nothing depends on it but what people are told.
+    """
+    try:
+        signed = base64.b64decode(token.replace("-", "/") + "==").decode("latin-1")
+    except ValueError:
+        return Scope()
+    expires = re.search(r'"expires_at":"([^"]{1,40})"', signed)
+    expires_ns = parse_time(expires[1]) if expires else None
+    if expires_ns is None:
+        return Scope()
+    project = re.search(r'"project":\{(?:"domain":\{[^{}]*\},?)?([^{}]*)', signed)
+    if project is None:
+        return Scope("the account, not a project", False, expires_ns / 1e9)
+    name = re.search(r'"name":"([^"]{1,100})"', project[1])
+    return Scope(f"IAM project {one_line(name[1])}" if name else "", True, expires_ns / 1e9)
+
+
 def one_line(text: str, redact: Callable[[str], str] = lambda text: text) -> str:
     """Return foreign text as it may stand in a message: one line, short, without secrets."""
     plain = " ".join("".join(c if c.isprintable() else " " for c in redact(text)).split())
@@ -472,7 +527,8 @@ def load_credentials(
         others = {k: v for k, v in variables.items() if k in _PLACES}
         found = _from_variables({**others, **given}, region, iam_endpoint)
         if found is not None:
-            found.source = os.fspath(folder)
+            files = [folder / name for name in _SYSTEMD_NAMES if (folder / name).exists()]
+            _found(found, f"systemd, {folder}", *files)
     return found or _from_profile(variables, home)
 
 
@@ -486,32 +542,39 @@ def _from_variables(
 ) -> Credentials | None:
     if "CODEARTSFS_TOKEN" in variables:
         token = _header_text(variables["CODEARTSFS_TOKEN"], "CODEARTSFS_TOKEN")
-        return _from(TokenAuth(lambda: token), "CODEARTSFS_TOKEN")
+        return _found(TokenAuth(lambda: token), "CODEARTSFS_TOKEN")
     if "CODEARTSFS_TOKEN_FILE" in variables:
         # A daemon leaves the directory it was started in, and reads the file again and again.
         path = Path(variables["CODEARTSFS_TOKEN_FILE"]).absolute()
         _header_text(_read_file(path, "token file"), f"token file {path}")
-        return _from(TokenAuth.from_file(path), f"{path} (CODEARTSFS_TOKEN_FILE)")
+        return _found(TokenAuth.from_file(path), f"CODEARTSFS_TOKEN_FILE, {path}", path)
     for prefix in ("HUAWEICLOUD_SDK", "CLOUD_SDK"):
         names = (f"{prefix}_AK", f"{prefix}_SK")
         if pair := _all_or_none(variables, names):
             ak, sk = pair
-            signature = SignatureAuth(
+            keys = SignatureAuth(
                 ak,
                 sk,
                 variables.get("HUAWEICLOUD_SDK_SECURITY_TOKEN"),
                 variables.get("HUAWEICLOUD_SDK_PROJECT_ID"),
             )
-            return _from(signature, ", ".join(names))
+            return _found(keys, " and ".join(names))
     return _password_from(variables, region, iam_endpoint)
+
+
+def _found(credentials: Credentials, source: str, *files: Path) -> Credentials:
+    credentials.source, credentials.files = source, files
+    return credentials
 
 
 def _password_from(
     variables: Mapping[str, str], region: str, iam_endpoint: str
 ) -> Credentials | None:
     given = dict(variables)
+    files: list[Path] = []
     if "CODEARTSFS_PASSWORD" not in given and "CODEARTSFS_PASSWORD_FILE" in given:
         path = Path(given["CODEARTSFS_PASSWORD_FILE"])
+        files.append(path)
         given["CODEARTSFS_PASSWORD"] = _read_file(path, "password file")
     names = ("CODEARTSFS_USER", "CODEARTSFS_PASSWORD", "CODEARTSFS_ACCOUNT")
     found = _all_or_none(given, names)
@@ -530,14 +593,10 @@ def _password_from(
             or iam_endpoint_for_region(region)
         )
         user, password, account = found
-        return _from(PasswordAuth(user, password, account, project, iam), ", ".join(names))
+        auth = PasswordAuth(user, password, account, project, iam)
+        return _found(auth, f"CODEARTSFS_USER and {files[0] if files else names[1]}", *files)
     except EndpointError as error:
         raise CredentialsError(f"IAM: {error}") from error
-
-
-def _from(credentials: Credentials, source: str) -> Credentials:
-    credentials.source = source
-    return credentials
 
 
 def _all_or_none(variables: Mapping[str, str], names: tuple[str, ...]) -> list[str] | None:
@@ -577,8 +636,8 @@ def _from_profile(variables: Mapping[str, str], home: Path) -> Credentials | Non
             pair = _all_or_none(values, ("ak", "sk"))
             if pair is not None:
                 ak, sk = pair
-                token, project = values.get("security_token"), values.get("project_id")
-                return _from(SignatureAuth(ak, sk, token, project), os.fspath(path))
+                keys = SignatureAuth(ak, sk, values.get("security_token"), values.get("project_id"))
+                return _found(keys, os.fspath(path), path)
     if named:
         raise CredentialsError(f"credentials file {path} has no ak and sk in [basic]")
     return None

@@ -19,7 +19,6 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
-import trio
 
 from codeartsfs import __version__
 from codeartsfs.api.auth import Credentials, one_line
@@ -33,7 +32,7 @@ from codeartsfs.api.endpoints import (
     is_loopback,
 )
 from codeartsfs.api.health import ApiState, Health, Mishap
-from codeartsfs.api.pace import Pace, TemporaryFailure, parse_retry_after
+from codeartsfs.api.pace import Pace, TemporaryFailure, parse_date, parse_retry_after
 from codeartsfs.api.pages import PAGE_LINES, LogAccess, LogPages, LogPlace, open_pages
 from codeartsfs.api.transport import DirectTransport
 from codeartsfs.api.wire import (
@@ -91,6 +90,7 @@ _NO_ANSWER = frozenset({502, 503, 504})  # a gateway's words
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _LOG_PATHS = ("/v4/{}/task-log", "/v1/log/{}/task-log")
+_NO_RECORD = "00000000-0000-0000-0000-000000000000"
 _JOB_PATHS = ("/v1/job/{}/list", "/v3/{}/jobs")
 _RECORD_INFO_PATHS = ("/v1/record/{}/{}/record-info", "/v4/jobs/{}/{}/record-info")
 
@@ -149,6 +149,25 @@ class ApiTrouble:
     asks_again_in_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, whatever it was, to one small question.
+
+    Attributes:
+        told: What was asked and what came back, in one line.
+        status: Of HTTP, or what the API wraps in a success.
+        published: Whether this host has such a call.
+        dated_s: The server's clock, in seconds since the epoch; None where it does not tell.
+        came_s: When that was by ours.
+    """
+
+    told: str
+    status: int
+    published: bool
+    dated_s: float | None
+    came_s: float
+
+
 @asynccontextmanager
 async def open_client(
     *,
@@ -183,8 +202,7 @@ async def open_client(
     # Pace bounds the connections; a second bound could only make requests wait twice.
     most_idle = pace.max_downloads + pace.max_calls
     async with httpx.AsyncClient(
-        transport=transport
-        or DirectTransport(_trust(ca_file), most_idle=most_idle, idle_s=_IDLE_S),
+        transport=transport or DirectTransport(trust(ca_file), most_idle=most_idle, idle_s=_IDLE_S),
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         headers={"User-Agent": f"codeartsfs/{__version__}", "Accept": "*/*"},
         timeout=httpx.Timeout(
@@ -194,7 +212,12 @@ async def open_client(
         yield ApiClient(http, base, credentials, pace, idle_timeout_s)
 
 
-def _trust(ca_file: str | None) -> ssl.SSLContext:
+def trust(ca_file: str | None) -> ssl.SSLContext:
+    """Return who may vouch for the API: the usual ones, and those in a file.
+
+    Raises:
+        EndpointError: there are none in it.
+    """
     context = httpx.create_ssl_context()
     if ca_file is not None:
         try:
@@ -355,6 +378,37 @@ class ApiClient:
         }
         absent = _nothing(f"no step {step} of build {place.build_no} of job {place.job_id}")
         return parse_log_page(await self._json("log_page", "/v1/log/task/step", query, absent))
+
+    async def ask_once(self, project_id: str | None) -> Reply:
+        """Ask for as little as possible, without retries: one job, or a record that is none.
+
+        Raises:
+            TemporaryFailure: there is no answer at all.
+        """
+        if project_id is None:
+            return await self._ask_once("record", f"/v1/record/{_NO_RECORD}/info", {})
+        for path in _JOB_PATHS:
+            query = {"page_index": 0, "page_size": 1}
+            reply = await self._ask_once("jobs", path.format(quote(project_id, safe="")), query)
+            if reply.published:
+                break
+        return reply
+
+    async def _ask_once(self, call: str, path: str, query: Query) -> Reply:
+        response = await self._exchange(call, path, query, {})
+        came_s = time.time()
+        chunks = Chunks(response, f"GET {path}")
+        try:
+            message = api_error_in(await read_at_most(chunks, _ERROR_BODY_LIMIT_BYTES))
+        finally:
+            await chunks.aclose()
+        return Reply(
+            told=self._told(response, "", message),
+            status=(message.status if message else None) or response.status_code,
+            published=not (message and message.not_published),
+            dated_s=parse_date(response.headers.get("Date")),
+            came_s=came_s,
+        )
 
     async def stages(self, record: RecordId) -> tuple[StageRun, ...]:
         """Return the stages of a record, in running order.

@@ -253,7 +253,13 @@ def parse_retry_after(value: str | None) -> float | None:
     text = value.strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
+    at_s = parse_date(text)
+    return None if at_s is None else max(0.0, at_s - time.time())
+
+
+def parse_date(value: str | None) -> float | None:
+    """Read an HTTP date, in seconds since the epoch; None where it is none."""
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return parsedate_to_datetime(value).timestamp() if value else None
     except (ValueError, TypeError, OverflowError):
         return None

@@ -90,7 +90,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
 
     async def _connect(self, request: httpx.Request) -> "_Connection":
         origin = scheme, host, port = _origin(request.url)
-        proxy = _proxy_for(origin)
+        proxy = proxy_for(origin)
         timeout_s = _timeout_s(request, "connect")
         with _within(timeout_s, httpx.ConnectTimeout, httpx.ConnectError):
             tcp = await trio.open_tcp_stream(*(_origin(proxy)[1:] if proxy else (host, port)))
@@ -278,7 +278,7 @@ def _origin(url: httpx.URL) -> Origin:
     return url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme]
 
 
-def _proxy_for(origin: Origin) -> httpx.URL | None:
+def proxy_for(origin: Origin) -> httpx.URL | None:
     """Return the proxy to a server, as the environment has it; none to this machine itself."""
     scheme, host, port = origin
     proxies = getproxies()
@@ -351,7 +351,15 @@ def _within(
     except trio.TooSlowError:
         raise late(f"nothing for {timeout_s:g} s") from None
     except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-        raise broken(str(error.__cause__ or error)) from error
+        raise broken(reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Say why there is no connection, of several tries why the first one failed."""
+    cause: BaseException = error.__cause__ or error
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from codeartsfs.names import LogKey, ProjectId, RecordId, Stage, parse_record_id
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+INDEX_FILE = "builds.sqlite3"
+INDEX_VERSION = 2
 _WRITE_AFTER_S = 0.5
 _RETRY_AFTER_S = 5.0
 _MOST_UNWRITTEN = 20_000  # rows that wait for a file that cannot be written
@@ -370,7 +371,7 @@ class _File:
 @asynccontextmanager
 async def open_index(cache_dir: Path) -> AsyncIterator[Index]:
     """Run the index of a cache directory; what it was told is on disk when the block is left."""
-    index = Index(cache_dir / "v1" / "builds.sqlite3")
+    index = Index(cache_dir / "v1" / INDEX_FILE)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(index.run)
@@ -399,7 +400,7 @@ def _open(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
             if version == 0:
                 _create(file)
                 version = file.execute("PRAGMA user_version").fetchone()[0]
-            if version == _VERSION:
+            if version == INDEX_VERSION:
                 file.execute("PRAGMA journal_mode = WAL")
                 file.execute("PRAGMA synchronous = NORMAL")
                 return file
@@ -418,7 +419,7 @@ def _create(file: sqlite3.Connection) -> None:
         if file.execute("PRAGMA user_version").fetchone()[0] == 0:
             for statement in _SCHEMA.split(";\n"):
                 file.execute(statement)
-            file.execute(f"PRAGMA user_version = {_VERSION}")
+            file.execute(f"PRAGMA user_version = {INDEX_VERSION}")
 
 
 def _remove(path: Path) -> None:

@@ -134,7 +134,7 @@ def _connection(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     api: dict[str, Any] = {"endpoint": None, "error": None}
     who: dict[str, Any] = {"kind": None, "source": None, "error": None}
     try:
-        api["endpoint"] = api_address(values["endpoint"], values["region"])
+        api["endpoint"] = api_address(values)
     except click.UsageError as error:
         api["error"] = error.message
     try:

@@ -45,17 +45,11 @@ def session_config(settings: Mapping[str, Any]) -> "tuple[SessionConfig, Credent
     """
     from codeartsfs.api.auth import CredentialsError
 
-    address = api_address(settings["endpoint"], settings["region"])
+    address = api_address(settings)
     try:
-        credentials = find_credentials(address, settings["region"])
+        credentials = credentials_for(address, settings)
     except CredentialsError as error:
         exits.refuse(str(error), exits.CREDENTIALS)
-    if credentials is None:
-        exits.refuse(
-            "no credentials: set CODEARTSFS_TOKEN, CODEARTSFS_TOKEN_FILE, HUAWEICLOUD_SDK_AK and"
-            " HUAWEICLOUD_SDK_SK, or CODEARTSFS_USER, CODEARTSFS_PASSWORD and CODEARTSFS_ACCOUNT",
-            exits.CREDENTIALS,
-        )
     config = SessionConfig(
         endpoint=address,
         ca_file=settings["ca_file"],
@@ -141,14 +135,32 @@ def cache_directory(chosen: str | None) -> Path | None:
     return Path(chosen).expanduser().absolute() if chosen else default_cache_dir()
 
 
-def api_address(endpoint: str | None, region: str | None) -> str:
-    """Return the API's address: an endpoint's or a region's, whichever was said more directly.
+def credentials_for(address: str, settings: Mapping[str, Any]) -> "Credentials":
+    """Return who we are to an API.
 
     Raises:
-        click.UsageError: neither was said, or both, or one makes no sense.
+        CredentialsError: nobody, or what is there cannot be used.
+    """
+    from codeartsfs.api.auth import CredentialsError
+
+    credentials = find_credentials(address, settings["region"])
+    if credentials is None:
+        raise CredentialsError(
+            "no credentials: set CODEARTSFS_TOKEN, CODEARTSFS_TOKEN_FILE, HUAWEICLOUD_SDK_AK and"
+            " HUAWEICLOUD_SDK_SK, or CODEARTSFS_USER, CODEARTSFS_PASSWORD and CODEARTSFS_ACCOUNT"
+        )
+    return credentials
+
+
+def api_address(settings: Mapping[str, Any]) -> str:
+    """Return the address of the API that ``api_options`` choose.
+
+    Raises:
+        click.UsageError: none, two, or one that must not be used.
     """
     from codeartsfs.api.endpoints import EndpointError, check_endpoint, endpoint_for_region
 
+    endpoint, region = settings["endpoint"], settings["region"]
     if endpoint and region:
         if _distance("endpoint") == _distance("region") == 0:
             raise click.UsageError("give --region or --endpoint, not both")

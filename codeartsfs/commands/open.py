@@ -147,7 +147,7 @@ def _in_mount(key: "LogKey", settings: dict[str, Any]) -> Path | None:
     from codeartsfs.commands.connect import api_address
     from codeartsfs.fs.mountpoint import mounts, source_of
 
-    region, address = settings["region"], api_address(settings["endpoint"], settings["region"])
+    region, address = settings["region"], api_address(settings)
     # An fstab calls it by other names.
     there = mounts({source_of(address), address, str(region), f"codearts:{region}"})
     return next((path / str(key) for path in there if _answers(path)), None)

@@ -222,12 +222,32 @@ logging_options = _group(
     _option("--log-file", type=click.Path(), metavar="F", help="Log there, not to standard error."),
 )
 
-config_option = _option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    is_eager=True,
-    expose_value=False,
-    callback=_use_file,
-    help="TOML file, instead of /etc/codeartsfs.toml and ~/.config/codeartsfs/config.toml.",
-)
+
+def _config_option(
+    callback: Callable[[click.Context, click.Parameter, Path | None], None],
+) -> Decorator:
+    return _option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=callback,
+        help="TOML file, instead of /etc/codeartsfs.toml and ~/.config/codeartsfs/config.toml.",
+    )
+
+
+config_option = _config_option(_use_file)
+
+CONFIG_ERROR = "codeartsfs.config-error"
+"""What is wrong with the file, in the ``meta`` of a context with ``lenient_config_option``."""
+
+
+def _use_file_or_note(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    try:
+        _use_file(ctx, param, value)
+    except click.UsageError as error:
+        ctx.meta[CONFIG_ERROR] = error.format_message()
+
+
+lenient_config_option = _config_option(_use_file_or_note)

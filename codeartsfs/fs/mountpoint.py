@@ -28,32 +28,45 @@ class NoFuseError(Exception):
 
 def mounted_type(path: Path) -> str | None:
     """Return the file system type of the topmost mount at exactly this path, None for none."""
-    kind, _ = _mounted().get(path, (None, ""))
-    return kind
+    fields = _mounted().get(path)
+    return _type(fields) if fields else None
 
 
-def mounts(sources: Collection[str] | None = None) -> list[Path]:
+def mounts(sources: Collection[str] | None = None, *, by: int | None = None) -> list[Path]:
     """Return where something of ours is mounted, dead or alive, without touching it.
 
     Args:
         sources: only what is mounted from one of these; see ``source_of``.
+        by: only what this user, a uid, has mounted.
     """
     return [
         path
-        for path, (kind, source) in _mounted().items()
-        if kind == FS_TYPE and (sources is None or source in sources)
+        for path, fields in _mounted().items()
+        if _type(fields) == FS_TYPE
+        and (sources is None or _unescape(fields[-2]) in sources)
+        and (by is None or f"user_id={by}" in fields[-1].split(","))
     ]
 
 
-def _mounted() -> dict[Path, tuple[str, str]]:
-    """Return type and source of the topmost mount at each path."""
-    found = {}
-    # proc(5) mountinfo: the fifth field is the mount point, type and source follow the lone dash.
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
-        kind, source = fields[fields.index("-") + 1 :][:2]
-        found[Path(_unescape(fields[4]))] = kind, _unescape(source)
-    return found
+def filesystem_of(path: Path) -> str:
+    """Return the type of the file system that a path is on."""
+    mounted, resolved = _mounted(), path.resolve()
+    above = (resolved, *resolved.parents)
+    return _type(next(mounted[point] for point in above if point in mounted))
+
+
+def _mounted() -> dict[Path, list[str]]:
+    """Return by mount point what proc(5) mountinfo says of it, of several the topmost.
+
+    The fifth field is the mount point; behind the lone dash are type, source and options.
+    """
+    text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    lines = [line.split(" ") for line in text.splitlines()]
+    return {Path(_unescape(fields[4])): fields for fields in lines}
+
+
+def _type(fields: list[str]) -> str:
+    return fields[fields.index("-") + 1]
 
 
 def source_of(endpoint: str) -> str:

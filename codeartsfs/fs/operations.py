@@ -7,7 +7,7 @@ docs/design.md.
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import count
@@ -271,7 +271,7 @@ class Operations(pyfuse3.Operations):
                 return (await self._refresh(self.inodes.node(inode))).encode()
         if name.startswith(LOG_LEVEL_ATTRIBUTE):
             level = os.fsdecode(name.removeprefix(LOG_LEVEL_ATTRIBUTE))
-            if ctx.uid not in (0, self._uid):
+            if ctx.uid not in (0, self._mounted_by[0]):
                 raise not_permitted()
             if level in LOG_LEVELS:
                 return self._set_log_level(level).encode()

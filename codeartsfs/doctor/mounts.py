@@ -1,0 +1,74 @@
+"""Mounts of ours that are there already: whether they answer, asked so that nothing can hang."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from codeartsfs.doctor.findings import Finding, failed, ok, warning
+from codeartsfs.fs import mountpoint
+from codeartsfs.fs.mountpoint import NoAnswer, asked
+from codeartsfs.spelling import spell_part
+
+_TIMEOUT_S = 3.0
+
+
+def mounts(chosen: Path | None) -> Sequence[Finding]:
+    """Look at the chosen mount, or at all."""
+    ours = mountpoint.mounts(by=os.geteuid())
+    if chosen is not None:
+        path = Path(os.path.abspath(chosen))
+        if path not in ours:
+            fix = f"mount it: codeartsfs mount {chosen}"
+            return [failed("mount", f"{path} is not a mount of codeartsfs", fix)]
+        return [_chosen(path)]
+    return list(_each(ours)) or [ok("mounts", "none here now")]
+
+
+def _each(ours: Sequence[Path]) -> Iterator[Finding]:
+    for path in ours:
+        yield _answers(path)
+
+
+def _answers(path: Path) -> Finding:
+    """Find out whether a mount answers: by statfs, which always reaches the daemon."""
+    name, shown = "mount", _shown(path)
+    try:
+        asked(lambda: tuple(os.statvfs(path)), _TIMEOUT_S)
+    except NoAnswer as failure:
+        fix = f"end its process (pgrep -af 'codeartsfs mount'), then: codeartsfs umount {shown}"
+        return failed(name, f"{shown}: {failure}", fix)
+    except OSError as failure:
+        if failure.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return failed(
+                name,
+                f"{shown} is dead: its daemon has ended",
+                f"codeartsfs umount {shown}, or mount there again",
+            )
+        return warning(
+            name, f"{shown}: {failure.strerror}", "it may be another user's: ask as who mounted it"
+        )
+    return ok(name, f"{shown} answers")
+
+
+def _chosen(path: Path) -> Finding:
+    answers = _answers(path)
+    if answers != ok(answers.name, answers.found):
+        return answers
+    witness = path / ".codeartsfs" / "status.json"
+    try:
+        status = json.loads(asked(witness.read_bytes, _TIMEOUT_S))
+    except (NoAnswer, OSError, ValueError) as failure:
+        return warning(
+            "mount", f"{answers.found}, but tells no state: {failure}", "ask as who mounted it"
+        )
+    api = status.get("api", {})
+    found = f"{answers.found} (process {status.get('pid')}); its API is {api.get('condition')}"
+    if api.get("condition") != "ok":
+        return warning("mount", f"{found}: {api.get('error')}", "see API call below")
+    return ok("mount", found)
+
+
+def _shown(path: Path) -> str:
+    return "/".join(map(spell_part, os.fspath(path).split("/")))
