@@ -24,7 +24,7 @@ import trio
 from codeartsfs.api.endpoints import EndpointError, check_endpoint, iam_endpoint_for_region
 from codeartsfs.api.pace import TemporaryFailure, parse_retry_after
 from codeartsfs.api.wire import api_error_in, parse_time
-from codeartsfs.errors import AccessDenied, BadAnswer, CredentialsRefused
+from codeartsfs.errors import AccessDenied, BadAnswer, CodeArtsError, CredentialsRefused
 
 _RENEW_BEFORE_S = 30 * 60.0
 _REFUSED_FOR_S = 5 * 60.0
@@ -402,6 +402,12 @@ class PasswordAuth(Credentials):
         """Keep the token of an IAM answer; what is none is an error unless the old one is good."""
         self._settled = self._asked
         failure = self._failure_in(response)
+        if failure is not None:
+            failure.facts = {
+                "asked": f"POST {response.request.url.path}",
+                "status": response.status_code,
+                "request_id": one_line(_trace_of(response), self.redact),
+            }
         if failure is None:
             self._token = Secret(response.headers["X-Subject-Token"])
             self._expires_at = trio.current_time() + _lifetime_s(response.content)
@@ -411,13 +417,12 @@ class PasswordAuth(Credentials):
         if failure is not None and self._needs_token():
             raise failure
 
-    def _failure_in(self, response: httpx.Response) -> Exception | None:
+    def _failure_in(self, response: httpx.Response) -> CodeArtsError | TemporaryFailure | None:
         error = api_error_in(response.content)
         said = f"{error.code} {error.message}".strip() if error else response.reason_phrase
-        trace = response.headers.get("X-IAM-Trace-Id") or response.headers.get("X-Request-Id", "")
-        status = response.status_code
+        status, trace = response.status_code, _trace_of(response)
         text = one_line(
-            f"POST {response.request.url.path}: HTTP {status} {said} (request {trace or '?'})",
+            f"POST {response.request.url.path}: HTTP {status} {said} (request {trace})",
             self.redact,
         )
         if status in {200, 201}:
@@ -445,6 +450,11 @@ class PasswordAuth(Credentials):
         self._renewed_on_401_at = now
         self._token = Secret("")
         return True
+
+
+def _trace_of(response: httpx.Response) -> str:
+    headers = response.headers
+    return headers.get("X-IAM-Trace-Id") or headers.get("X-Request-Id") or "?"
 
 
 def _lifetime_s(body: bytes) -> float:

@@ -22,7 +22,7 @@ from codeartsfs.api.route import (
     secure,
 )
 from codeartsfs.doctor.findings import Finding, examine, failed, ok, skipped, warning
-from codeartsfs.errors import CodeArtsError
+from codeartsfs.errors import AccessDenied, CodeArtsError
 
 _EXPIRES_SOON_S = 3600.0
 _CERTIFICATE_SOON_S = 14 * 86400.0
@@ -185,8 +185,8 @@ async def _call(
         try:
             reply = await client.ask_once(project)
         except (CodeArtsError, TemporaryFailure) as failure:
-            status = failure.facts.get("status")
-            fix = _credentials_fix(found) if status in (400, 401, 403) else "try again later"
+            refused = isinstance(failure, AccessDenied)
+            fix = _credentials_fix(found) if refused else "try again later; see DNS, TCP and TLS"
             return [failed(name, str(failure), fix), skipped("clock", "nobody told the time")]
     return [_meaning(reply, found, project), _clock(reply, found)]
 

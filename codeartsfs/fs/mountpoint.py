@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 FS_TYPE = "fuse.codeartsfs"
 _T = TypeVar("_T")
 _UNMOUNT_TIMEOUT_S = 10.0
+_ANSWER_TIMEOUT_S = 5.0
 
 
 class MountPointError(Exception):
@@ -209,6 +210,8 @@ def unmount(path: Path, *, lazy: bool = True) -> None:
         kind = mounted_type(resolved)
     if kind != FS_TYPE:
         raise MountPointError(f"{path} is not a mount of codeartsfs")
+    if not lazy:
+        _is_dead(resolved)  # raises where the daemon does not answer: unmounting would wait for it
     if os.geteuid() == 0:
         command = ["umount", *(["-l"] if lazy else []), os.fspath(resolved)]
     else:
@@ -233,12 +236,17 @@ def _is_dead(path: Path) -> bool:
     Asked by statfs, which always reaches the daemon: stat is answered from the kernel's
     memory for as long as the attributes of the root live, daemon or not. Only of FUSE: what
     is mounted when somebody looks would be mounted by the question.
+
+    Raises:
+        NoAnswer: the daemon is there, but does not answer.
     """
     kind = mounted_type(path.parent.resolve() / path.name)
     if kind is None or not kind.startswith("fuse"):
         return False
     try:
-        os.statvfs(path)
+        asked(lambda: tuple(os.statvfs(path)), _ANSWER_TIMEOUT_S)
+    except NoAnswer as error:
+        raise NoAnswer(f"{path}: {error}; end it, or: codeartsfs umount --lazy {path}") from None
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -138,6 +138,20 @@ def test_a_dead_mount_can_be_unmounted(rig: Rig, emulator: Emulator) -> None:
     assert not is_mounted(mounted.path)
 
 
+def test_a_mount_that_is_stuck_hangs_nobody_and_can_be_unmounted_lazily(
+    rig: Rig, emulator: Emulator
+) -> None:
+    mounted = rig.mount(emulator)
+    mounted.process.send_signal(signal.SIGSTOP)
+    try:
+        error = refusal(codeartsfs(rig, "umount", mounted.path), EXIT_MOUNT_POINT)
+        assert "its daemon is stopped or stuck" in error
+        assert codeartsfs(rig, "umount", "--lazy", mounted.path) == Outcome(0, b"", b"")
+        assert not is_mounted(mounted.path)
+    finally:
+        mounted.process.send_signal(signal.SIGCONT)
+
+
 def test_a_dead_mount_is_cleared_away_by_a_new_one(rig: Rig, emulator: Emulator) -> None:
     mounted = rig.mount(emulator)
     mounted.kill()
