@@ -49,7 +49,7 @@ def set_up_logging(level: str, form: str, file: str | None, background: Path | N
     """
     logging.raiseExceptions = False  # a log that cannot be written is no reason to say more
     begin = "%(asctime)s %(levelname)s %(name)s: "
-    journal, told = False, ""
+    every_line, told = "", ""
     handler: logging.Handler
     if file:
         try:
@@ -58,18 +58,17 @@ def set_up_logging(level: str, form: str, file: str | None, background: Path | N
             raise click.UsageError(f"cannot log to {file}: {error.strerror}") from None
     elif background is None:
         handler = stderr = logging.StreamHandler()
-        journal = _is_journal(stderr.stream)
-        if journal:  # which knows the time and the process
-            begin = "%(name)s: "
+        if _is_journal(stderr.stream):  # which knows the time and the process
+            begin, every_line = "%(name)s: ", "<%(priority)d>"
     elif _SYSLOG.exists():
         handler = logging.handlers.SysLogHandler(
             os.fspath(_SYSLOG), logging.handlers.SysLogHandler.LOG_DAEMON
         )
-        begin = "codeartsfs[%(process)d]: %(levelname)s %(name)s: "
+        begin, every_line = "%(levelname)s %(name)s: ", "codeartsfs[%(process)d]: "
     else:
         handler, told = _file_of_its_own(log_file_of(background))
     formatter = _JsonLines() if form == "json" else _TextLines(begin)
-    handler.setFormatter(_ForJournal(formatter) if journal else formatter)
+    handler.setFormatter(_Begun(every_line, formatter))
     logging.basicConfig(level=level.upper(), handlers=[Summing(handler)])
     return told
 
@@ -155,16 +154,18 @@ class _JsonLines(logging.Formatter):
         return text if text.isprintable() else "".join(map(_json_character, text))
 
 
-class _ForJournal(logging.Formatter):
-    """Says how urgent each line is, as sd-daemon(3) has it."""
+class _Begun(logging.Formatter):
+    """Begins each line with what its reader wants there, such as sd-daemon(3)'s priority."""
 
-    def __init__(self, lines: logging.Formatter) -> None:
+    def __init__(self, begin: str, lines: logging.Formatter) -> None:
         super().__init__()
+        self._begin = logging.PercentStyle(begin)
         self._lines = lines
 
     def format(self, record: logging.LogRecord) -> str:
-        priority = f"<{_PRIORITIES.get(record.levelno, _CRITICAL)}>"
-        return "\n".join(priority + line for line in self._lines.format(record).split("\n"))
+        record.priority = _PRIORITIES.get(record.levelno, _CRITICAL)
+        begin = self._begin.format(record)
+        return "\n".join(begin + line for line in self._lines.format(record).split("\n"))
 
 
 def _harmless(text: str) -> str:
