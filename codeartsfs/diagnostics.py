@@ -128,11 +128,11 @@ def toggle_debug() -> str:
 class _TextLines(logging.Formatter):
     def __init__(self, begin: str) -> None:
         super().__init__()
-        self._begin = logging.PercentStyle(begin)
+        self._begin = begin
 
     def format(self, record: logging.LogRecord) -> str:
         record.asctime = self.formatTime(record)
-        lines = [self._begin.format(record) + _harmless(message_of(record))]
+        lines = [self._begin % record.__dict__ + _harmless(message_of(record))]
         if record.exc_info:  # a mistake of ours
             lines += map(_harmless, self.formatException(record.exc_info).split("\n"))
         return "\n".join(lines)
@@ -159,12 +159,12 @@ class _Begun(logging.Formatter):
 
     def __init__(self, begin: str, lines: logging.Formatter) -> None:
         super().__init__()
-        self._begin = logging.PercentStyle(begin)
+        self._begin = begin
         self._lines = lines
 
     def format(self, record: logging.LogRecord) -> str:
         record.priority = _PRIORITIES.get(record.levelno, _CRITICAL)
-        begin = self._begin.format(record)
+        begin = self._begin % record.__dict__
         return "\n".join(begin + line for line in self._lines.format(record).split("\n"))
 
 

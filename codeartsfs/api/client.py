@@ -618,13 +618,14 @@ class ApiClient:
             counts.durations.add(took_s)
             counts.answers[f"{response.status_code // 100}xx"] += 1
             response.extensions[RECEIVED] = counts.receive
-            log.debug(
-                "%s: HTTP %d after %.0f ms (request %s)",
-                what,
-                response.status_code,
-                took_s * 1000,
-                self._request_id(response),
-            )
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug(
+                    "%s: HTTP %d after %.0f ms (request %s)",
+                    what,
+                    response.status_code,
+                    took_s * 1000,
+                    self._request_id(response),
+                )
             if response.status_code not in _NO_ANSWER | {401}:
                 self._health.answered()
             # From here on silence means a stall. The transport looks this up as it reads.
