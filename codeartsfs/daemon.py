@@ -118,7 +118,8 @@ async def _end_on_signal(mount: Mount, notifier: Notifier) -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) leaves it
         ending.add(signal.SIGHUP)
     with trio.open_signal_receiver(*ending) as signals:
-        await signals.__anext__()
+        number = await signals.__anext__()
+        log.info("ended by %s", signal.Signals(number).name)
         notifier.stopping()
         await mount.end(_GRACE_S)
 

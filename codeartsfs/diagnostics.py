@@ -10,6 +10,7 @@ import json
 import logging
 import logging.handlers
 import os
+import select
 import threading
 import time
 from contextlib import suppress
@@ -57,7 +58,7 @@ def set_up_logging(level: str, form: str, file: str | None, background: Path | N
         except OSError as error:
             raise click.UsageError(f"cannot log to {file}: {error.strerror}") from None
     elif background is None:
-        handler = stderr = logging.StreamHandler()
+        handler = stderr = _StandardError()
         if _is_journal(stderr.stream):  # which knows the time and the process
             begin, every_line = "%(name)s: ", "<%(priority)d>"
     elif _SYSLOG.exists():
@@ -71,6 +72,35 @@ def set_up_logging(level: str, form: str, file: str | None, background: Path | N
     handler.setFormatter(_Begun(every_line, formatter))
     logging.basicConfig(level=level.upper(), handlers=[Summing(handler)])
     return told
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Does not wait for who reads it.
+
+    A terminal that was stopped (Ctrl-S) and a pipe that nobody reads would stop the mount.
+    """
+
+    _PATIENCE_MS = 100  # once
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._takes_more():
+            self._lost += 1
+            return
+        if self._lost:
+            said = "%d lines were lost, because nobody read them"
+            lost = (__name__, logging.WARNING, "", 0, said, (self._lost,), None)
+            self._lost = 0
+            super().emit(logging.LogRecord(*lost))
+        super().emit(record)
+
+    def _takes_more(self) -> bool:
+        poll = select.poll()
+        poll.register(self.stream, select.POLLOUT)
+        return bool(poll.poll(0 if self._lost else self._PATIENCE_MS))
 
 
 def log_file_of(mountpoint: Path) -> Path:

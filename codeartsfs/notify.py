@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # systemd reads at most PIPE_BUF (4096) bytes of one message and throws longer ones away whole.
 _STATUS_BYTES = 2048
@@ -56,7 +56,7 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
                 sock.sendto(message.encode(), self._address)
         except OSError as error:
-            _log.warning("service manager not told %r: %s", message, error)
+            log.warning("service manager not told %r: %s", message, error)
 
 
 def _address(name: str) -> bytes:
@@ -66,7 +66,7 @@ def _address(name: str) -> bytes:
     if name.startswith("@"):  # abstract: a name outside every file system
         return b"\0" + os.fsencode(name[1:])
     if name:
-        _log.warning("NOTIFY_SOCKET is of a kind not known here: %r", name)
+        log.warning("NOTIFY_SOCKET is of a kind not known here: %r", name)
     return b""
 
 
@@ -82,6 +82,6 @@ def _watchdog_interval_s(environ: Mapping[str, str]) -> float | None:
     except ValueError:
         watched_us = 0
     if watched_us <= 0:
-        _log.warning("WATCHDOG_USEC is not a number of microseconds: %r", text)
+        log.warning("WATCHDOG_USEC is not a number of microseconds: %r", text)
         return None
     return watched_us / 2 / 1_000_000

@@ -21,7 +21,7 @@ from codeartsfs.errors import NO_FACTS, ApiUnavailable, Facts
 from codeartsfs.priority import in_background
 from codeartsfs.timing import spent_on
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 20.0
@@ -233,7 +233,7 @@ class Attempts:
             self._give_up_at = now + self._pace.retry_limit_s
         wait_s = self._pace._decide(failure, self._failed, self._give_up_at - now)
         level = logging.DEBUG if self._failed == 1 else logging.INFO
-        logger.log(
+        log.log(
             level,
             "trying again in %.1f s, after attempt %d of %d: %s",
             wait_s,

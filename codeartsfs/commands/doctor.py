@@ -59,7 +59,7 @@ def doctor(mountpoint: Path | None, as_json: bool, **settings: Any) -> None:
 def _findings(mountpoint: Path | None, settings: dict[str, Any]) -> Iterator["Finding"]:
     from codeartsfs.api.auth import CredentialsError
     from codeartsfs.doctor import access, cache, machine, mounts
-    from codeartsfs.doctor.findings import examine, failed, ok, skipped
+    from codeartsfs.doctor.findings import examine, failed, ok
 
     yield from mounts.mounts(mountpoint)  # in processes of their own, before there are threads
     yield from examine("FUSE device", machine.fuse_device)
@@ -80,18 +80,16 @@ def _findings(mountpoint: Path | None, settings: dict[str, Any]) -> Iterator["Fi
     except click.UsageError as error:
         fix = "see codeartsfs mount --help; they can be in a file or in the environment, too"
         yield failed("endpoint", error.format_message(), fix)
-        for name in ("credentials", "DNS", "TCP", "TLS", "API call", "clock"):
-            yield skipped(name, "there is no endpoint")
+        yield from access.rest(("credentials", *access.STEPS), "there is no endpoint")
         return
     yield ok("endpoint", address)
     found = None
     try:
-        found = credentials_for(address, settings)
+        found = known = credentials_for(address, settings)
     except CredentialsError as error:
         fix = "see README.md, Use: by the environment, by files, never by options"
         yield failed("credentials", str(error), fix)
-    if found is not None:
-        known = found
+    else:
         yield from examine("credentials", lambda: access.credentials(known))
     project = next(iter(settings["project"]), None)
     yield from access.way(address, settings["ca_file"], found, project)

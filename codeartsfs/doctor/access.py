@@ -21,7 +21,7 @@ from codeartsfs.api.route import (
     resolve,
     secure,
 )
-from codeartsfs.doctor.findings import Finding, examine, failed, ok, skipped, warning
+from codeartsfs.doctor.findings import Finding, State, examine, failed, ok, skipped, warning
 from codeartsfs.errors import AccessDenied, CodeArtsError
 
 _EXPIRES_SOON_S = 3600.0
@@ -29,7 +29,8 @@ _CERTIFICATE_SOON_S = 14 * 86400.0
 _SKEW_NOTED_S = 60.0
 _SKEW_REFUSED_S = 15 * 60.0  # what signatures may be off
 _CALL_TIMEOUT_S = 30.0
-_STEPS = ("DNS", "TCP", "TLS", "API call", "clock")
+_CALL = ("API call", "clock")
+STEPS = ("DNS", "TCP", "TLS", *_CALL)
 
 
 # Who we are.
@@ -78,12 +79,13 @@ def way(
         trusted = trust(ca_file)
     except EndpointError as error:
         yield failed("TLS", str(error), "give a PEM file of certificates as --ca-file")
+        yield from rest(_CALL, "of TLS")
         return
     try:
         peer = peer_of(endpoint)
     except RouteError as error:
         yield failed("proxy", str(error), "correct HTTPS_PROXY, ALL_PROXY or NO_PROXY")
-        yield from _rest(_STEPS, "of the proxy")
+        yield from rest(STEPS, "of the proxy")
         return
     yield ok("proxy", peer.proxy or "none")
     steps: list[tuple[str, Callable[[], Finding]]] = [
@@ -92,15 +94,15 @@ def way(
     ]
     if urlsplit(endpoint).scheme == "https":
         steps.append(("TLS", lambda: _tls(endpoint, trusted, peer)))
+    names = [*(name for name, _ in steps), *_CALL]
     for name, step in steps:
         [finding] = examine(name, step)
         yield finding
-        if finding.state.value == "failed":
-            names = [each for each, _ in steps] + ["API call", "clock"]
-            yield from _rest(names[names.index(name) + 1 :], f"of {name}")
+        if finding.state is State.FAILED:
+            yield from rest(names[names.index(name) + 1 :], f"of {name}")
             return
     if found is None:
-        yield from _rest(("API call", "clock"), "there are no credentials")
+        yield from rest(_CALL, "there are no credentials")
         return
     yield from examine(
         "API call",
@@ -109,7 +111,8 @@ def way(
     )
 
 
-def _rest(names: Sequence[str], because: str) -> Iterator[Finding]:
+def rest(names: Sequence[str], because: str) -> Iterator[Finding]:
+    """Say of all that is behind a failure why nobody looks at it."""
     for name in names:
         yield skipped(name, because)
 

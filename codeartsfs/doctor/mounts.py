@@ -3,10 +3,10 @@
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from codeartsfs.doctor.findings import Finding, failed, ok, warning
+from codeartsfs.doctor.findings import Finding, State, failed, ok, warning
 from codeartsfs.fs import mountpoint
 from codeartsfs.fs.mountpoint import NoAnswer, asked
 from codeartsfs.spelling import spell_part
@@ -17,18 +17,13 @@ _TIMEOUT_S = 3.0
 def mounts(chosen: Path | None) -> Sequence[Finding]:
     """Look at the chosen mount, or at all."""
     ours = mountpoint.mounts(by=os.geteuid())
-    if chosen is not None:
-        path = Path(os.path.abspath(chosen))
-        if path not in ours:
-            fix = f"mount it: codeartsfs mount {chosen}"
-            return [failed("mount", f"{path} is not a mount of codeartsfs", fix)]
-        return [_chosen(path)]
-    return list(_each(ours)) or [ok("mounts", "none here now")]
-
-
-def _each(ours: Sequence[Path]) -> Iterator[Finding]:
-    for path in ours:
-        yield _answers(path)
+    if chosen is None:
+        return [_answers(path) for path in ours] or [ok("mount", "none just now")]
+    path = chosen.parent.resolve() / chosen.name
+    if path not in ours:
+        found = f"{_shown(path)} is not a mount of this user"
+        return [failed("mount", found, f"mount it: codeartsfs mount {_shown(path)}")]
+    return [_chosen(path)]
 
 
 def _answers(path: Path) -> Finding:
@@ -54,7 +49,7 @@ def _answers(path: Path) -> Finding:
 
 def _chosen(path: Path) -> Finding:
     answers = _answers(path)
-    if answers != ok(answers.name, answers.found):
+    if answers.state is not State.OK:
         return answers
     witness = path / ".codeartsfs" / "status.json"
     try:

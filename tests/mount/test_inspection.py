@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from .rig import COMMAND, Emulator, Mounted, Outcome, Rig, record_id, wait_until, write_record
+from .rig import (
+    COMMAND,
+    TOKEN,
+    Emulator,
+    Mounted,
+    Outcome,
+    Rig,
+    is_mounted,
+    record_id,
+    wait_until,
+    write_record,
+)
 
 TEXT = b"[INFO] a line\n" * 100
 LOGS = 40
@@ -63,6 +74,28 @@ def test_signals_under_load_fail_no_read(rig: Rig, emulator: Emulator) -> None:
     assert rig.finish(reader) == Outcome(0, TEXT * LOGS, b"")
     # The first of a handful at least was answered before the reader came to its end.
     assert any("the dump ends" in line for line in said(mounted))
+
+
+@pytest.mark.fuse
+def test_a_log_that_nobody_reads_stops_nothing(rig: Rig, emulator: Emulator) -> None:
+    point = rig.folder / "mnt"
+    point.mkdir()
+    command = (*COMMAND, "mount", point, "--endpoint", emulator.url, "--cache-dir", "none")
+    environment = rig.environment(CODEARTSFS_TOKEN=TOKEN)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as unread:
+        assert unread.stderr is not None
+        try:
+            wait_until(lambda: is_mounted(point))
+            for _ in range(60):  # dumps of 2 kB or more each, for a pipe of 64 KiB
+                unread.send_signal(signal.SIGUSR1)
+                assert rig.run("cat", point / f"{record_id(0)}/stage1.info.log").out == TEXT
+            os.read(unread.stderr.fileno(), 1 << 20)
+            unread.send_signal(signal.SIGUSR1)
+            assert rig.run("cat", point / f"{record_id(1)}/stage1.info.log").out == TEXT
+        finally:
+            unread.terminate()
+        assert b"lines were lost, because nobody read them" in unread.stderr.read()
+        assert unread.wait(15) == 0
 
 
 @pytest.mark.fuse
