@@ -2,8 +2,8 @@
 
 import ssl
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import trio
 
 from codeartsfs.api.auth import one_line
 from codeartsfs.api.transport import DirectTransport, proxy_for, reason_of
+
+_STEP_S = 5.0  # no step takes longer
 
 
 class RouteError(Exception):
@@ -77,10 +79,9 @@ async def resolve(peer: Peer) -> tuple[str, ...]:
     Raises:
         RouteError: it has none.
     """
-    try:
-        found = await trio.socket.getaddrinfo(peer.host, peer.port, type=trio.socket.SOCK_STREAM)
-    except OSError as error:
-        raise RouteError(error.strerror or str(error)) from None
+    kind = trio.socket.SOCK_STREAM
+    with _bounded():
+        found = await trio.socket.getaddrinfo(peer.host, peer.port, type=kind)
     return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
@@ -90,10 +91,8 @@ async def connect(peer: Peer) -> None:
     Raises:
         RouteError: nobody is there.
     """
-    try:
+    with _bounded():
         await (await trio.open_tcp_stream(peer.host, peer.port)).aclose()
-    except OSError as error:
-        raise RouteError(reason_of(error)) from None
 
 
 async def secure(endpoint: str, trust: ssl.SSLContext) -> Certificate:
@@ -117,7 +116,8 @@ async def secure(endpoint: str, trust: ssl.SSLContext) -> Certificate:
 
 async def _handshake(endpoint: str, trust: ssl.SSLContext) -> tuple[bytes, str]:
     transport = DirectTransport(trust, most_idle=0, idle_s=0)
-    connection = await transport._connect(httpx.Request("GET", endpoint))
+    limits = {"timeout": {"connect": _STEP_S}}
+    connection = await transport._connect(httpx.Request("GET", endpoint, extensions=limits))
     try:
         stream = connection._stream
         assert isinstance(stream, trio.SSLStream)
@@ -134,6 +134,17 @@ async def _untrusted(endpoint: str) -> Certificate | None:
     with suppress(httpx.HTTPError, OSError, ValueError):
         return _read(*await _handshake(endpoint, anybody))
     return None
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    try:
+        with trio.fail_after(_STEP_S):
+            yield
+    except trio.TooSlowError:
+        raise RouteError(f"no answer within {_STEP_S:g} s") from None
+    except OSError as error:
+        raise RouteError(reason_of(error)) from None
 
 
 def _read(der: bytes, protocol: str) -> Certificate:

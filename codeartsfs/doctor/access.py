@@ -12,7 +12,6 @@ from codeartsfs.api.auth import Credentials
 from codeartsfs.api.client import EndpointError, Reply, open_client, trust
 from codeartsfs.api.pace import Pace, TemporaryFailure
 from codeartsfs.api.route import (
-    Certificate,
     NotTrusted,
     Peer,
     RouteError,
@@ -144,7 +143,7 @@ def _tls(endpoint: str, trusted: ssl.SSLContext, peer: Peer) -> Finding:
     try:
         shown = trio.run(secure, endpoint, trusted)
     except NotTrusted as error:
-        return _not_trusted(error, error.certificate)
+        return _not_trusted(error)
     except RouteError as error:
         fix = "see to the proxy (HTTPS_PROXY)" if peer.proxy else "is that a server of TLS?"
         return failed("TLS", str(error), fix)
@@ -155,7 +154,8 @@ def _tls(endpoint: str, trusted: ssl.SSLContext, peer: Peer) -> Finding:
     return ok("TLS", told)
 
 
-def _not_trusted(error: NotTrusted, shown: Certificate | None) -> Finding:
+def _not_trusted(error: NotTrusted) -> Finding:
+    shown = error.certificate
     told = f"the certificate is not trusted: {error}"
     if shown is None:
         return failed("TLS", told, "give --ca-file where a proxy intercepts")

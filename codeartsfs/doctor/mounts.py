@@ -20,6 +20,8 @@ def mounts(chosen: Path | None) -> Sequence[Finding]:
     if chosen is None:
         return [_answers(path) for path in ours] or [ok("mount", "none just now")]
     path = chosen.parent.resolve() / chosen.name
+    if path not in ours:  # so looking at it cannot hang
+        path = path.resolve()
     if path not in ours:
         found = f"{_shown(path)} is not a mount of this user"
         return [failed("mount", found, f"mount it: codeartsfs mount {_shown(path)}")]

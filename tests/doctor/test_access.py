@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from codeartsfs.api import route
 from codeartsfs.api.auth import Credentials, SignatureAuth, TokenAuth, load_credentials
+from codeartsfs.api.route import Certificate, NotTrusted
 from codeartsfs.doctor import access
 from codeartsfs.doctor.findings import Finding, State
 from tests.api.conftest import certificate
@@ -139,6 +141,19 @@ def test_a_certificate_of_another_host_is_explained(
     with server(tls=certificate) as endpoint:
         findings = way(endpoint.replace("127.0.0.1", "localhost"), ca_file=certificate[0])
     assert "another server's" in findings["TLS"].fix
+
+
+def test_a_certificate_that_has_expired_is_explained() -> None:
+    shown = Certificate("build.example.com", "Some Authority", time.time() - 86400)
+    finding = access._not_trusted(NotTrusted("certificate has expired", shown))
+    assert finding.fix == "it has expired, or the clock of this machine is wrong"
+
+
+def test_who_never_answers_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route, "_STEP_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        findings = way(f"https://127.0.0.1:{silent.getsockname()[1]}")
+    assert (findings["TCP"].state, findings["TLS"].found) == (State.OK, "nothing for 0.05 s")
 
 
 def test_what_speaks_no_tls_is_explained() -> None:
