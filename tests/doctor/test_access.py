@@ -252,17 +252,20 @@ OF_PROJECT = {"project": {"domain": DOMAIN, "name": "cn-north-4", "id": "1" * 32
 
 
 @pytest.mark.parametrize(
-    ("told", "state", "says"),
+    ("left_s", "scope", "state", "says"),
     [
-        ({"expires_at": in_s(80000), **OF_PROJECT}, "ok", "IAM project cn-north-4, valid for 22 h"),
-        ({"expires_at": in_s(1000), **OF_PROJECT}, "warning", "valid for 17 min"),
-        ({"expires_at": in_s(-7300), **OF_PROJECT}, "failed", "expired 2 h ago"),
-        ({"expires_at": in_s(80000), "domain": DOMAIN}, "failed", "the account, not a project"),
-        ({}, "ok", "token from CODEARTSFS_TOKEN"),
+        (80000, OF_PROJECT, "ok", "IAM project cn-north-4, valid for 22 h"),
+        (1000, OF_PROJECT, "warning", "IAM project cn-north-4, valid for 17 min"),
+        (-7300, OF_PROJECT, "failed", "expired 2 h ago"),
+        (80000, {"domain": DOMAIN}, "failed", "the account, not a project"),
+        (None, {}, "ok", "token from CODEARTSFS_TOKEN"),
     ],
 )
-def test_a_token_tells_its_project_and_its_end(told: object, state: str, says: str) -> None:
-    found = load_credentials({"CODEARTSFS_TOKEN": signed(told)}, Path("/"))
+def test_a_token_tells_its_project_and_its_end(
+    left_s: float | None, scope: dict[str, object], state: str, says: str
+) -> None:
+    expires = {} if left_s is None else {"expires_at": in_s(left_s)}
+    found = load_credentials({"CODEARTSFS_TOKEN": signed({**expires, **scope})}, Path("/"))
     assert found is not None
     [finding] = access.credentials(found)
     assert (finding.state.value, says in finding.found) == (state, True), finding
