@@ -119,6 +119,13 @@ def test_what_is_shown_is_a_configuration_file_that_says_the_same(file: Path) ->
     )
 
 
+def test_names_that_look_like_numbers_are_shown_as_names() -> None:
+    settings = shown("--crawlers", "5", "--log-file", "1e3", "--cache-size", "4096")["settings"]
+    assert settings["crawlers"]["value"] == "5"
+    assert settings["log-file"]["value"] == "1e3"
+    assert settings["cache-size"]["value"] == 4096
+
+
 def test_a_wrong_setting_is_not_shown_but_refused() -> None:
     outcome = run("show", CODEARTSFS_CACHE_SIZE="lots")
     assert outcome.exit_code == exits.USAGE

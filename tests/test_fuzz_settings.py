@@ -66,7 +66,9 @@ def run(arguments: list[str], **environment: str) -> None:
 def test_a_configuration_file_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(content)
-    assert all(str(path) in mistake for mistake in files.read(path, settable()).mistakes)
+    assert all(
+        str(path) in mistake for mistake in files.read(path, settable(), required=True).mistakes
+    )
 
 
 @unhurried

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ def _as_given(option: click.Option) -> Callable[[Any], Any]:
 
     def convert(value: Any) -> Any:
         parsed = option.type.convert(value, option, None)
-        try:
-            return parsed if math.isfinite(float(str(value))) else value
-        except ValueError:
-            return parsed if isinstance(parsed, bool) else value
+        if isinstance(parsed, bool):
+            return parsed
+        with suppress(ValueError):  # 8G is a number only once it is parsed
+            if isinstance(parsed, int | float) and math.isfinite(float(str(value))):
+                return parsed
+        return value
 
     return convert
 
@@ -159,14 +162,15 @@ def check(paths: tuple[Path, ...]) -> None:
     options = list(settable())
     mistakes: list[str] = []
     chosen = os.environ.get("CODEARTSFS_CONFIG")
-    for path in paths or ([Path(chosen)] if chosen else [files.SYSTEM_FILE, files.user_file()]):
-        content = files.read(path, options)
-        if not path.exists() and (paths or chosen):
-            mistakes.append(f"there is no configuration file {path}")
-        elif not content.mistakes:
+    named = paths or ((Path(chosen),) if chosen else ())
+    for path in named or (files.SYSTEM_FILE, files.user_file()):
+        content = files.read(path, options, required=bool(named))
+        if not content.mistakes:
             many = len(content.given)
-            state = f"{many} setting{'s' * (many != 1)}, all well" if path.exists() else "not there"
-            click.echo(f"{path}: {state}")
+            said = (
+                "not there" if content.missing else f"{many} setting{'s' * (many != 1)}, all well"
+            )
+            click.echo(f"{path}: {said}")
         mistakes += content.mistakes
     if not paths:
         mistakes += _mistakes_in_variables(options)

@@ -30,6 +30,7 @@ class Content:
 
     given: Mapping[str, Given]
     mistakes: tuple[str, ...]
+    missing: bool = False
 
 
 def user_file() -> Path:
@@ -42,38 +43,38 @@ def in_effect(chosen: Path | None, options: Iterable[click.Option]) -> dict[str,
     Raises:
         click.UsageError: there is something wrong with one.
     """
-    if chosen and not chosen.exists():
-        raise click.UsageError(f"there is no configuration file {chosen}")
     options = list(options)
     settings: dict[str, Given] = {}
     for path in [chosen] if chosen else [SYSTEM_FILE, user_file()]:
-        content = read(path, options)
+        content = read(path, options, required=chosen is not None)
         if content.mistakes:
             raise click.UsageError(content.mistakes[0])
         settings.update(content.given)
     return settings
 
 
-def read(path: Path, options: Iterable[click.Option]) -> Content:
-    """Read a file; one that is not there is empty."""
+def read(path: Path, options: Iterable[click.Option], *, required: bool) -> Content:
+    """Read a file; one that is not there is a mistake where it is ``required``, else empty."""
     try:
         text = path.read_text()
         values = tomllib.loads(text)
     except FileNotFoundError:
-        return Content({}, ())
+        mistakes = (f"there is no configuration file {path}",) if required else ()
+        return Content({}, mistakes, missing=True)
     except (OSError, ValueError, RecursionError) as error:
         return Content({}, (f"cannot read configuration file {path}: {error}",))
     known = {option.name: option for option in options if option.name}
-    given, mistakes = {}, []
+    given: dict[str, Given] = {}
+    wrong = []
     for key, value in values.items():
         name = key.replace("-", "_")
         try:
             setting = _checked(name, value, known)
         except click.UsageError as mistake:
-            mistakes.append(f"{_place(path, text, key)}: {mistake.message}")
+            wrong.append(f"{_place(path, text, key)}: {mistake.message}")
         else:
             given[name] = Given(setting, path, key)
-    return Content(given, tuple(mistakes))
+    return Content(given, tuple(wrong))
 
 
 def _checked(name: str, value: Any, known: Mapping[str, click.Option]) -> str | list[str]:
