@@ -274,3 +274,19 @@ def test_tab_completes_in_a_real_shell(terminal: Terminal, tmp_path: Path) -> No
     terminal.shows("codeartsfs umount --lazy ")
     terminal.type("C-u", "codeartsfs mount somew", "Tab")
     terminal.shows("codeartsfs mount somewhere/")
+
+
+def test_fish_takes_what_has_commas_whole(tmp_path: Path) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("no fish here")
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    home = {"HOME": os.fspath(tmp_path), "PATH": programs, "LANG": "C.UTF-8"}
+    subprocess.run(["codeartsfs", "completion", "fish", "--install"], env=home, check=True)
+    offered = subprocess.run(
+        ["fish", "-c", "complete -C 'codeartsfs conf'"],
+        env=home,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.match("config\tShow the settings in effect, check", offered.stdout)

@@ -18,6 +18,7 @@ import click
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
+    FishComplete,
     ZshComplete,
     add_completion_class,
     get_completion_class,
@@ -52,6 +53,15 @@ class _LoadedZsh(ZshComplete):
 
     source_template = ZshComplete.source_template.replace(
         "== loadautofunc ]]", "== (loadautofunc|shfunc) ]]"
+    )
+
+
+@add_completion_class
+class _WholeFish(FishComplete):
+    """Offers names and descriptions with commas whole."""
+
+    source_template = FishComplete.source_template.replace(
+        'string split ","', 'string split --max 1 ","'
     )
 
 
