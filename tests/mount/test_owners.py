@@ -66,6 +66,12 @@ def test_a_mount_is_for_who_mounted_it_unless_others_are_allowed(
     assert read_as(rig, OTHER, OTHER, mount("allow_other") / LOG) == READ
 
 
+def test_allow_root_lets_root_in_and_nobody_else(rig: Rig, mount: Callable[[str], Mounted]) -> None:
+    mounted = mount("allow_root")
+    assert b"Permission denied" in read_as(rig, OTHER, OTHER, mounted / LOG).err
+    assert rig.run("cat", mounted / LOG) == READ
+
+
 def test_owner_and_modes_are_shown_as_they_were_asked_for(
     rig: Rig, mount: Callable[[str], Mounted]
 ) -> None:
@@ -77,10 +83,9 @@ def test_owner_and_modes_are_shown_as_they_were_asked_for(
 @pytest.mark.parametrize(
     ("options", "group_reads", "strangers_read"),
     [
-        ("umask=022", True, True),
         ("umask=027", True, False),
-        ("umask=077", False, False),
-        ("fmask=007", True, False),
+        ("umask=777,fmask=022,dmask=022", True, True),
+        ("fmask=077", False, False),
         ("dmask=007", True, False),
     ],
 )
