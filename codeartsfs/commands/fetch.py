@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _MOST_BARS = 8
 _DRAW_EVERY_S = 0.1
+_LABEL_LENGTH = 32
 
 
 @click.command()
@@ -161,14 +162,15 @@ class _Report:
         growing = not (stat.final or stat.stateless)
         self._here_bytes += stat.size_bytes
         self._received_bytes += received_bytes
-        self._cached += not received_bytes
-        self._downloaded += bool(received_bytes)
+        cached = stat.size_bytes > 0 and not received_bytes
+        self._cached += cached
+        self._downloaded += not cached
         self._growing += growing
         self.not_kept += not wanted.kept
         if wanted.kept and wanted.key:
             self.kept.add(wanted.key)
         if not self._quiet and self._bars is None:
-            word = "fetched" if received_bytes else "cached"
+            word = "cached" if cached else "fetched"
             notes = " (may still grow)" * growing + " (not kept)" * (not wanted.kept)
             click.echo(f"{word:7} {human.size(stat.size_bytes):>9}  {wanted.label}{notes}")
 
@@ -187,7 +189,7 @@ class _Report:
                 self._bars.remove_task(shown.pop(wanted))
             for wanted in coming:
                 if wanted not in shown and len(shown) < _MOST_BARS:
-                    shown[wanted] = self._bars.add_task(wanted.label, amount="")
+                    shown[wanted] = self._bars.add_task(_short(wanted.label), amount="")
             for wanted, bar in shown.items():
                 assert wanted.log is not None
                 here_bytes, size_bytes = wanted.log.landed_bytes, wanted.stat.size_bytes
@@ -238,14 +240,20 @@ class _Report:
             click.echo(text)
 
 
+def _short(label: str) -> str:
+    """Cut a label in its middle to what leaves a bar room beside it."""
+    half = _LABEL_LENGTH // 2
+    return label if len(label) <= _LABEL_LENGTH else f"{label[: half - 1]}…{label[-half:]}"
+
+
 def _bars(console: "Console") -> "Progress":
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=12),
         TextColumn("{task.fields[amount]}", markup=False),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
     )
