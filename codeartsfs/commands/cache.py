@@ -83,48 +83,51 @@ def info(tier: "DiskTier", root: Path, as_json: bool) -> None:
     from codeartsfs.logs.disk import FORMAT
 
     entries = list(tier.entries())
-    states: dict[str, list[Entry]] = {"final": [], "not_final": [], "damaged": []}
+    final: list[Entry] = []
+    growing: list[Entry] = []
+    damaged: list[Entry] = []
     for entry in entries:
         footer = tier.footer(entry.key)
-        state = "damaged" if footer is None else "final" if footer.final else "not_final"
-        states[state].append(entry)
+        (damaged if footer is None else final if footer.final else growing).append(entry)
     pinned = [entry for entry in entries if entry.pinned]
+    records, pinned_records = {entry.key.record for entry in entries}, tier.pinned_records()
+    used_bytes, limit_bytes = _bytes(entries), tier.limit_bytes
+    index_bytes = sum(file.stat().st_size for file in _index(root))
     file_system = os.statvfs(root)
-    content = {
-        "path": os.fspath(root),
-        "format": FORMAT,
-        "limit_bytes": tier.limit_bytes,
-        "used_bytes": _bytes(entries),
-        "logs": len(entries),
-        "records": len({entry.key.record for entry in entries}),
-        **{
-            name: {"logs": len(some), "bytes": _bytes(some)}
-            for name, some in {**states, "pinned": pinned}.items()
-        },
-        "pinned_records": len(tier.pinned_records()),
-        "index_bytes": sum(file.stat().st_size for file in _index(root)),
-        "free_bytes": file_system.f_bavail * file_system.f_frsize,
-    }
+    free_bytes = file_system.f_bavail * file_system.f_frsize
     if as_json:
+        content = {
+            "path": os.fspath(root),
+            "format": FORMAT,
+            "limit_bytes": limit_bytes,
+            "used_bytes": used_bytes,
+            "logs": len(entries),
+            "records": len(records),
+            "final": _counted(final),
+            "growing": _counted(growing),
+            "damaged": _counted(damaged),
+            "pinned": {**_counted(pinned), "records": len(pinned_records)},
+            "index_bytes": index_bytes,
+            "free_bytes": free_bytes,
+        }
         click.echo(json.dumps(content, indent=2))
         return
-    used, limit = content["used_bytes"], tier.limit_bytes
-    assert isinstance(used, int)
-    share = f", {used / limit:.0%} used" if limit else ""
-    rows = [
-        ("cache", f"{root} (format {FORMAT})"),
-        ("limit", human.size(limit) + share),
-        ("logs", _amount(entries) + f", of {human.count(int(str(content['records'])), 'record')}"),
-        ("  final", _amount(states["final"])),
-        ("  may still grow", _amount(states["not_final"])),
-        ("pinned", f"{_amount(pinned)}, of {human.count(len(tier.pinned_records()), 'record')}"),
-        ("index", human.size(int(str(content["index_bytes"])))),
-        ("free on disk", human.size(int(str(content["free_bytes"])))),
-    ]
-    if states["damaged"]:
-        rows.insert(5, ("  damaged", _amount(states["damaged"]) + " (see cache verify)"))
-    _table(rows)
-    if _bytes(pinned) > limit:
+    share = f", {used_bytes / limit_bytes:.0%} used" if limit_bytes else ""
+    broken = [("  damaged", f"{_amount(damaged)} (see cache verify)")] if damaged else []
+    _table(
+        [
+            ("cache", f"{root} (format {FORMAT})"),
+            ("limit", human.size(limit_bytes) + share),
+            ("logs", f"{_amount(entries)}, of {human.count(len(records), 'record')}"),
+            ("  final", _amount(final)),
+            ("  may still grow", _amount(growing)),
+            *broken,
+            ("pinned", f"{_amount(pinned)}, of {human.count(len(pinned_records), 'record')}"),
+            ("index", human.size(index_bytes)),
+            ("free on disk", human.size(free_bytes)),
+        ]
+    )
+    if _bytes(pinned) > limit_bytes:
         click.echo(
             "What is pinned is more than the limit: other logs are not kept."
             " Raise --cache-size, or unpin some."
@@ -200,12 +203,11 @@ def list_(tier: "DiskTier", root: Path, logs: bool, as_json: bool) -> None:
 def verify(tier: "DiskTier", root: Path, keep: bool) -> None:
     """Read all logs and compare their checksums; remove those that are damaged."""
     entries = list(tier.entries())
-    damaged, stuck = [], False
+    damaged = []
     for entry in _with_progress(entries):
         if tier.damaged(entry.key):
             damaged.append(entry)
             gone = not keep and tier.discard(entry.key)
-            stuck = stuck or not (keep or gone)
             click.echo(f"{entry.key}: damaged{', removed' if gone else ''}")
     read = f"{_amount(entries)}: "
     click.echo(read + (f"{len(damaged):,} damaged" if damaged else "all as they were saved"))
@@ -311,6 +313,10 @@ def _bytes(entries: "Iterable[Entry]") -> int:
     return sum(entry.size_bytes for entry in entries)
 
 
+def _counted(entries: "Sequence[Entry]") -> dict[str, int]:
+    return {"logs": len(entries), "bytes": _bytes(entries)}
+
+
 def _amount(entries: "Sequence[Entry]") -> str:
     return f"{human.count(len(entries), 'log')}, {human.size(_bytes(entries))}"
 
@@ -393,10 +399,12 @@ def _with_progress(entries: "Sequence[Entry]") -> "Iterator[Entry]":
 
 def _table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
     """Print rows in columns, the last one as long as it is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    from rich.cells import cell_len  # Chinese takes two columns a character
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [
-            text.rjust(width) if number in right else text.ljust(width)
-            for number, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = []
+        for number, (text, width) in enumerate(zip(row, widths, strict=True)):
+            blanks = " " * (width - cell_len(text))
+            cells.append(blanks + text if number in right else text + blanks)
         click.echo("  ".join(cells).rstrip())

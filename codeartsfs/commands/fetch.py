@@ -156,7 +156,7 @@ class _Report:
             self.failed += 1
             said = f"{wanted.label}: {wanted.failure}" if wanted.key else wanted.failure
             # Through the bars, where there are some: they are drawn again below it.
-            self._console.print(f"Error: {said}", markup=False, soft_wrap=True)
+            self._console.print(f"Error: {said}", markup=False, emoji=False, soft_wrap=True)
             return
         stat, received_bytes = wanted.stat, wanted.received_bytes
         growing = not (stat.final or stat.stateless)

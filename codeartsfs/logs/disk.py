@@ -53,13 +53,13 @@ FOOTER_BYTES = 512
 _CHECKED_BYTES = FOOTER_BYTES - 9  # its checksum: a blank and eight digits
 _MAGIC = "codeartsfs-log-1"
 FORMAT = "v1"  # the directory of this layout
-_LOW_WATER = 0.9  # evict down to this share of the limit, so that eviction is rare
+_LOW_WATER = 0.9  # evict down to this share of what pins leave, so that eviction is rare
 _UNSEEN = 0.05  # share of the limit that may be saved until a scan sees what other mounts saved
 _FREE_SPACE_FLOOR = 0.05  # of the file system, left to others
 _MOST_FREE_BYTES = 1 << 30
 _READ_BYTES = 1 << 20
 _MOST_VERIFIED = 100_000
-_FULL_S = 2.0
+_FULL_S = 2.0  # how long what pins leave no room for needs no scan to be refused again
 _PINNING_S = 1.0  # how long an eviction waits for who pins; it may have been stopped meanwhile
 _CAUTIOUSLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # somebody may have put a pipe there
 
@@ -428,6 +428,7 @@ class DiskTier:
         """Evict until ``wanted_bytes`` more fit, least recently opened first."""
         if wanted_bytes > self.limit_bytes:
             raise OSError(errno.EFBIG, "larger than the whole cache (see --cache-size)")
+        alone_bytes = wanted_bytes
         wanted_bytes += sum(save.entry_bytes for save in self._landing)
         short_bytes = self._short_bytes()
         if (
@@ -438,19 +439,20 @@ class DiskTier:
         ):
             return frozenset()
         full_until, too_many_bytes = self._full
-        if wanted_bytes >= too_many_bytes and time.monotonic() < full_until:
+        if alone_bytes >= too_many_bytes and time.monotonic() < full_until:
             raise OSError(errno.EDQUOT, "pinned records fill the cache (see --cache-size)")
         # An entry that is about to be replaced needs no room beside the new one.
         replaced = {sparing, *(save.key for save in self._landing)}
         entries = [entry for entry in self.entries() if entry.key not in replaced]
         used_bytes = sum(entry.size_bytes for entry in entries)
         excess = used_bytes + wanted_bytes - self.limit_bytes
-        if excess > 0:
-            # Of what pins leave, a tenth is freed at once.
-            kept_bytes = sum(entry.size_bytes for entry in entries if entry.pinned)
-            if kept_bytes + wanted_bytes > self.limit_bytes:
-                self._full = (time.monotonic() + _FULL_S, wanted_bytes)
-            excess += int(max(self.limit_bytes - kept_bytes, 0) * (1 - _LOW_WATER))
+        pinned_bytes = sum(entry.size_bytes for entry in entries if entry.pinned)
+        if pinned_bytes + alone_bytes > self.limit_bytes:
+            # It will not fit, whatever else goes.
+            self._full = (time.monotonic() + _FULL_S, alone_bytes)
+            excess -= wanted_bytes
+        elif excess > 0:
+            excess += int((self.limit_bytes - pinned_bytes) * (1 - _LOW_WATER))
         # Others fill the disk: give up as much as is added, not all there is.
         excess = max(excess, min(short_bytes, wanted_bytes))
         evicted = self._evict_oldest(entries, excess)
@@ -534,14 +536,20 @@ class DiskTier:
         return self._meta(key)
 
     def damaged(self, key: LogKey) -> bool:
-        """Whether the bytes of a log that is there are not those that were saved."""
+        """Whether the bytes of a log that is there are not those that were saved.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
         for _ in range(2):  # a mount may be putting another in its place, or its footer
             try:
                 fd = self._open(key)
             except FileNotFoundError:
                 return False
-            except OSError:
-                continue
+            except OSError as error:
+                if error.errno == errno.ELOOP:  # a link is no log
+                    return True
+                raise
             try:
                 meta = _read_footer(fd, key)
                 if meta and _hash_file(fd, meta.size_bytes).hexdigest() == meta.sha256:
@@ -561,12 +569,11 @@ class DiskTier:
             What is gone, or would be in a ``dry_run``.
         """
         entries = list(self.entries())
-        old = [entry for entry in entries if not entry.pinned and entry.used_ns < used_before_ns]
-        excess_bytes = max(
-            sum(entry.size_bytes for entry in entries) - to_bytes,
-            sum(entry.size_bytes for entry in old),
-        )
-        return self._evict_oldest(entries, excess_bytes, dry_run=dry_run)
+        old = [entry for entry in entries if entry.used_ns < used_before_ns]
+        gone = self._evict_oldest(old, math.inf, dry_run=dry_run)
+        rest = set(entries).difference(gone)
+        excess_bytes = sum(entry.size_bytes for entry in rest) - to_bytes
+        return gone + self._evict_oldest(rest, excess_bytes, dry_run=dry_run)
 
     def discard(self, key: LogKey) -> bool:
         """Remove a log, pinned or not. Return whether it is gone."""

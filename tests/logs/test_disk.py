@@ -612,8 +612,20 @@ async def test_what_another_process_pinned_is_not_evicted(cache: Path) -> None:
     await save(tier, unpinned[0], LOG)
     assert await save(tier, unpinned[1], LOG) == {unpinned[0]}
     assert await content_of(tier) == LOG
-    with pytest.raises(OSError, match="nothing more can be evicted"):
-        await save(tier, LogKey(other, Stage("stage3"), LogLevel.INFO), LOG * 2)
+
+
+async def test_nothing_is_evicted_for_what_pins_leave_no_room_for(cache: Path) -> None:
+    tier = DiskTier(cache, 3 * (len(LOG) + FOOTER_BYTES))
+    other = RecordId("00000000-0000-4000-8000-000000000001")
+    small, large = (LogKey(other, Stage(f"stage{n}"), LogLevel.INFO) for n in (1, 2))
+    await save(tier, KEY, LOG)
+    tier.pin(RECORD)
+    await save(tier, small, LOG)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"cache|evicted"):
+            await save(tier, large, LOG * 3)
+    assert await tier.logs(other) == (small,)
+    assert await save(tier, large, LOG) == frozenset()
 
 
 @pytest.mark.parametrize("kind", ["mark", "directory"])

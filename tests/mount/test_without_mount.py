@@ -232,7 +232,7 @@ def test_what_could_not_be_had_is_said_and_the_rest_is_there(
 
 
 def test_a_cache_that_is_too_small_for_all_is_said(run: Commands) -> None:
-    outcome = run("fetch", FIRST, SECOND, "--cache-size", "20000")
+    outcome = run("fetch", FIRST, SECOND, "--cache-size", "20000", "--jobs", "1")
     assert outcome.code == 1
     assert b", 2 evicted again by the others, see --cache-size" in outcome.out
     assert len(run.kept()) == 2
