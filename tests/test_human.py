@@ -23,7 +23,7 @@ def test_sizes_have_at_most_three_digits_before_their_unit(size_bytes: int, text
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(-1, "0 s"), (59.9, "60 s"), (61, "1 min"), (7300, "2 h"), (90_000, "1 day")],
+    [(-1, "0 s"), (0.25, "0.25 s"), (59.9, "60 s"), (61, "1 min"), (7300, "2 h"), (90_000, "1 d")],
 )
-def test_ages_are_told_by_their_largest_unit(seconds: float, text: str) -> None:
-    assert human.age(seconds) == text
+def test_spans_are_told_by_their_largest_unit(seconds: float, text: str) -> None:
+    assert human.span(seconds) == text

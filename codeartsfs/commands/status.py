@@ -314,7 +314,7 @@ def _tier(tier: Mapping[str, Any]) -> str:
     text = "not counted yet" if used is None else human.size(used)
     text += f" of {human.size(tier['limit_bytes'])}"
     if tier.get("logs") is not None:
-        text += f", {tier['logs']:,} logs"
+        text += f", {human.count(tier['logs'], 'log')}"
     if tier.get("hit_rate") is not None:
         text += f", {tier['hit_rate']:.0%} found"
     return text
