@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,8 @@ def cache() -> None:
     """
 
 
-def _on_cache(command: Callable[..., None]) -> Any:
-    """Give a command the disk tier; where there is no cache directory none is made."""
+def _on_cache(command: Callable[..., None], *, creates: bool = False) -> Any:
+    """Give a command the disk tier, of a directory that is there unless the command creates it."""
 
     @cache_dir_option
     @cache_size_option
@@ -58,7 +58,7 @@ def _on_cache(command: Callable[..., None]) -> Any:
         root = cache_directory(cache_dir)
         if root is None:
             raise click.UsageError("there is no cache with --cache-dir none")
-        if not root.is_dir():
+        if not creates and not root.is_dir():
             exits.refuse(f"there is no cache at {root}", exits.FAILURE)
         try:
             tier = DiskTier(root, cache_size)
@@ -274,7 +274,7 @@ records_argument = click.argument(
 
 @cache.command()
 @records_argument
-@_on_cache
+@partial(_on_cache, creates=True)
 def pin(tier: "DiskTier", root: Path, records: tuple[str, ...]) -> None:
     """Never evict the logs of RECORD, those that are here and those to come."""
     here = {entry.key.record for entry in tier.entries()}

@@ -335,8 +335,8 @@ def test_where_pins_fill_the_cache_other_logs_are_read_and_not_kept(
 
 
 def test_a_record_can_be_pinned_before_it_is_here(run: Commands) -> None:
-    run("fetch", SECOND)
     assert b"nothing of it is here yet" in run("cache", "pin", FIRST).out
+    run("fetch", SECOND)
     run("fetch", FIRST)
     assert run("cache", "prune", "--size", "0").code == 1
     assert run.kept() == {f"{FIRST}/stage1.info.log", f"{FIRST}/stage2.info.log"}
