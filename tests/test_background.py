@@ -10,7 +10,7 @@ SCRIPT = """
 import os, sys
 from codeartsfs import background
 starter = os.getpgrp()
-with background.detached(syslog=False) as ready:
+with background.detached() as ready:
     said = open(sys.argv[1], "w")
     print(os.getpgrp() == starter, file=said)
     ready()

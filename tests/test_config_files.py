@@ -139,12 +139,12 @@ def test_a_wrong_setting_is_not_shown_but_refused() -> None:
         (
             {"CODEARTSFS_TOKEN_FILE": "token"},
             "token file",
-            "{folder}/token (CODEARTSFS_TOKEN_FILE)",
+            "CODEARTSFS_TOKEN_FILE, {folder}/token",
         ),
         (
             {"HUAWEICLOUD_SDK_AK": SECRET, "HUAWEICLOUD_SDK_SK": SECRET},
             "AK/SK",
-            "HUAWEICLOUD_SDK_AK, HUAWEICLOUD_SDK_SK",
+            "HUAWEICLOUD_SDK_AK and HUAWEICLOUD_SDK_SK",
         ),
         (
             {
@@ -154,9 +154,9 @@ def test_a_wrong_setting_is_not_shown_but_refused() -> None:
                 "CODEARTSFS_REGION": "cn-north-4",
             },
             "IAM password",
-            "CODEARTSFS_USER, CODEARTSFS_PASSWORD, CODEARTSFS_ACCOUNT",
+            "CODEARTSFS_USER and CODEARTSFS_PASSWORD",
         ),
-        ({"CREDENTIALS_DIRECTORY": "."}, "token file", "{folder}"),
+        ({"CREDENTIALS_DIRECTORY": "."}, "token file", "systemd, {folder}"),
         ({"HUAWEICLOUD_SDK_CREDENTIALS_FILE": "profile"}, "AK/SK", "{folder}/profile"),
     ],
     ids=["token", "token file", "AK", "password", "systemd", "profile"],
