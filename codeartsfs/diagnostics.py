@@ -124,7 +124,7 @@ def _is_journal(stream: TextIO) -> bool:
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(stream.fileno())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # closed before we began
         return False
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
@@ -306,15 +306,21 @@ class Summing(logging.Handler):
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._consider(record)
+        except Exception:  # whoever logs has other things to do
+            self.handleError(record)
+
+    def _consider(self, record: logging.LogRecord) -> None:
         if record.levelno <= logging.DEBUG or getattr(record, "asked_for", False):
-            self._pass_on(record)
+            self._target.handle(record)
             return
         now = time.monotonic()
         self._sum_up(now - self._window_s)
         run = self._runs.setdefault(_kind_of(record), _Run(now))
         run.count += 1
         if run.count <= self._few:
-            self._pass_on(record)
+            self._target.handle(record)
         else:
             text, facts = record.getMessage(), facts_of(record)
             run.last = _Last(record.name, record.levelno, text, facts)
@@ -347,11 +353,8 @@ class Summing(logging.Handler):
         run = self._runs.pop(kind)
         if run.last is not None:
             within_s = time.monotonic() - run.since
-            self._pass_on(_Summary(run.last, run.count - self._few, within_s))
-
-    def _pass_on(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # of a file that cannot be opened again: nobody could be told
-            self._target.handle(record)
+            with suppress(OSError):  # of a file that cannot be opened again
+                self._target.handle(_Summary(run.last, run.count - self._few, within_s))
 
     def _wake_after(self, wait_s: float) -> None:
         if self._timer is None:
