@@ -6,6 +6,7 @@ as ``%XX`` for each byte of their UTF-8. What cannot be told from something else
 name that is empty, too long or not the only one) ends in ``~`` and the id of what it names.
 """
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -36,6 +37,11 @@ def spell_part(text: str) -> str:
     if text.isascii() and text.isprintable() and "/" not in text and "%" not in text:
         return text
     return "".join(map(_spell_character, text))
+
+
+def spell_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as it can be shown on a terminal."""
+    return "/".join(map(spell_part, os.fspath(path).split("/")))
 
 
 def unspell(text: str) -> str:

@@ -24,7 +24,7 @@ def log_level(mountpoint: Path, level: str) -> None:
 
     Exit code 4 where it is no mount of codeartsfs, or one that does not answer.
     """
-    from codeartsfs.fs.mountpoint import NoAnswer, asked
+    from codeartsfs.asking import NoAnswer, asked
 
     def order() -> bytes:
         return os.getxattr(mountpoint, f"user.codearts.log_level.{level}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from codeartsfs.asking import NoAnswer, asked
 from codeartsfs.commands import completion, exits
 from codeartsfs.commands.connect import levels, use_session
 from codeartsfs.commands.options import (
@@ -20,6 +21,7 @@ from codeartsfs.commands.options import (
     config_option,
     logging_options,
 )
+from codeartsfs.names import CONTROL_DIR
 
 if TYPE_CHECKING:
     from codeartsfs.logs.store import OpenLog
@@ -154,18 +156,10 @@ def _in_mount(key: "LogKey", settings: dict[str, Any]) -> Path | None:
 
 
 def _answers(mountpoint: Path) -> bool:
-    """Whether a mount can be read by us. Another process looks, because who looks may hang."""
-    from codeartsfs.names import CONTROL_DIR
-
-    process = subprocess.Popen(
-        ["test", "-d", mountpoint / CONTROL_DIR],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    """Whether a mount can be read by us."""
     try:
-        return process.wait(_MOUNT_PATIENCE_S) == 0
-    except subprocess.TimeoutExpired:
-        process.kill()  # and not waited for: that may hang as well
+        return asked((mountpoint / CONTROL_DIR).is_dir, _MOUNT_PATIENCE_S)
+    except (NoAnswer, OSError):
         return False
 
 

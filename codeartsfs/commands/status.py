@@ -3,23 +3,23 @@
 import errno
 import json
 import os
-import select
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from codeartsfs import human
+from codeartsfs.asking import NoAnswer, Question, asked
 from codeartsfs.commands import completion, exits
 from codeartsfs.config import mount_point
 from codeartsfs.names import CONTROL_DIR, STATUS_FILE
-from codeartsfs.spelling import spell_part
+from codeartsfs.spelling import spell_part, spell_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,7 +62,9 @@ def status(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
         # One that is named is looked at even when it is gone, should it come back.
         named = None if mountpoint is None else _mount_of(mountpoint)
         if mountpoint is not None and named is None:
-            exits.refuse(f"{_shown(mountpoint)} is not a mount of codeartsfs", exits.MOUNT_POINT)
+            exits.refuse(
+                f"{spell_path(mountpoint)} is not a mount of codeartsfs", exits.MOUNT_POINT
+            )
         looker = _Looker(named)
         looks = looker.look()
         if not looks:
@@ -106,9 +108,8 @@ def _mount_of(path: Path) -> Path | None:
     # By words alone first: following links in a mount that hangs would hang.
     found = among(os.path.abspath(path))
     if found is None:
-        with suppress(OSError):
-            real = _Child(lambda: os.fsencode(os.path.realpath(path))).result()
-            found = among(os.fsdecode(real))
+        with suppress(OSError, NoAnswer):
+            found = among(asked(lambda: os.path.realpath(path), _TIMEOUT_S))
     return found
 
 
@@ -117,98 +118,38 @@ class _Looker:
 
     def __init__(self, only: Path | None) -> None:
         self._only = only
-        self._stuck: dict[Path, _Child] = {}  # they could not be ended yet
+        self._stuck: dict[Path, Question[bytes]] = {}  # whose processes could not be ended yet
 
     def look(self) -> list[Look]:
         """Return what each mount says; of several that hang, none waits for the other."""
         from codeartsfs.fs.mountpoint import mounts
 
         paths = [path for path in mounts() if self._only in (None, path)]
-        self._stuck = {path: child for path, child in self._stuck.items() if not child.ended()}
-        children = {
-            path: self._stuck.get(path) or _Child((path / CONTROL_DIR / STATUS_FILE).read_bytes)
+        self._stuck = {path: asked for path, asked in self._stuck.items() if not asked.over()}
+        questions = {
+            path: self._stuck.get(path)
+            or Question((path / CONTROL_DIR / STATUS_FILE).read_bytes, _TIMEOUT_S)
             for path in paths
         }
-        return [self._look_at(path, child) for path, child in children.items()]
+        return [self._look_at(path, question) for path, question in questions.items()]
 
-    def _look_at(self, path: Path, child: "_Child") -> Look:
+    def _look_at(self, path: Path, question: Question[bytes]) -> Look:
         try:
-            said = json.loads(child.result())
+            said = json.loads(question.answer())
             return {**said, "state": said["api"]["condition"]}
-        except TimeoutError:
-            self._stuck[path] = child
-            state = "stuck"
-            error = f"no answer within {_TIMEOUT_S:.0f} s: its daemon is stopped or hangs"
+        except NoAnswer as failure:
+            self._stuck[path] = question
+            state, error = "stuck", str(failure)
         except OSError as failure:
             state, error = "unreadable", f"{STATUS_FILE} cannot be read: {failure.strerror}"
             if failure.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-                clear = f"codeartsfs umount {shlex.quote(_shown(path))}"
+                clear = f"codeartsfs umount {shlex.quote(spell_path(path))}"
                 state, error = "dead", f"its daemon is gone; clear it away with: {clear}"
             elif failure.errno == errno.EACCES:
                 state, error = "private", "somebody else's: only who mounted it, and root, may look"
         except (ValueError, KeyError, TypeError):
             state, error = "unreadable", f"{STATUS_FILE} is not what it should be"
         return {"mountpoint": os.fspath(path), "state": state, "error": error}
-
-
-class _Child:
-    """A process of its own that does one thing, and is given up where that takes too long.
-
-    Who reads a mount that hangs can be ended late or not at all; a thread would keep us from
-    ending, too.
-    """
-
-    def __init__(self, work: Callable[[], bytes]) -> None:
-        receive, send = os.pipe()
-        self._give_up_at = time.monotonic() + _TIMEOUT_S
-        self._pid = os.fork()
-        if self._pid == 0:
-            _do_and_exit(work, send)
-        os.close(send)
-        self._pipe = open(receive, "rb", buffering=0)  # noqa: SIM115  # closed with the result
-
-    def result(self) -> bytes:
-        """Return what it returned; of what was given up, nothing ever comes.
-
-        Raises:
-            TimeoutError: it took too long.
-            OSError: as the work raised it.
-        """
-        if self._pipe.closed:
-            raise TimeoutError
-        told = bytearray()
-        with self._pipe as pipe:
-            while True:
-                left_s = max(0.0, self._give_up_at - time.monotonic())
-                if not select.select([pipe], [], [], left_s)[0]:
-                    os.kill(self._pid, signal.SIGKILL)
-                    raise TimeoutError
-                chunk = pipe.read(1 << 16)
-                if not chunk:
-                    break
-                told += chunk
-        os.waitpid(self._pid, 0)
-        line, _, content = bytes(told).partition(b"\n")
-        number = int(line or errno.EIO)  # of one that was killed there is nothing
-        if number:
-            raise OSError(number, os.strerror(number))
-        return content
-
-    def ended(self) -> bool:
-        """Whether one that was given up is gone."""
-        return os.waitpid(self._pid, os.WNOHANG) != (0, 0)
-
-
-def _do_and_exit(work: Callable[[], bytes], send: int) -> NoReturn:
-    try:
-        try:
-            told = b"0\n" + work()
-        except OSError as failure:
-            told = b"%d\n" % (failure.errno or errno.EIO)
-        with open(send, "wb") as pipe:
-            pipe.write(told)
-    finally:
-        os._exit(0)  # without the parent's clean-up
 
 
 # As text.
@@ -222,7 +163,7 @@ def _print(looks: Sequence[Look]) -> None:
         return
     # As it is, whatever the width: this is for grep.
     for look in looks:
-        click.echo(f"{_shown(look['mountpoint'])}  {_heading(look)}")
+        click.echo(f"{spell_path(look['mountpoint'])}  {_heading(look)}")
         for label, value in _rows(look):
             click.echo(f"  {label:<12} {value}".rstrip())
 
@@ -247,7 +188,7 @@ def _rendered(looks: Sequence[Look]) -> "RenderableType":
     parts: list[RenderableType] = []
     for look in looks:
         colour = "green" if look["state"] in _WELL else "bold red"
-        head = Text(f"{_shown(look['mountpoint'])}  ", style="bold")
+        head = Text(f"{spell_path(look['mountpoint'])}  ", style="bold")
         parts.append(head.append(_heading(look), style=colour))
         grid = Table.grid(padding=(0, 1))
         grid.add_column(min_width=14, style="dim")
@@ -337,7 +278,7 @@ def _slow(slow: Mapping[str, Any]) -> str:
     ended = f"; failed: {slow['error']}" if slow["error"] else ""
     program = spell_part(slow["program"]) or "somebody"
     return (
-        f"{human.span(slow['took_s'])} {slow['operation']} of {_shown(slow['path'])} by"
+        f"{human.span(slow['took_s'])} {slow['operation']} of {spell_path(slow['path'])} by"
         f" {program}{_since(slow['at_s'])}: {reasons}{ended}"
     )
 
@@ -348,8 +289,3 @@ def _word(what: str) -> str:
 
 def _since(at_s: float | None) -> str:
     return f" {human.span(max(0.0, time.time() - at_s))} ago" if at_s else ""
-
-
-def _shown(path: str | Path) -> str:
-    """Return a path as a terminal can have it."""
-    return "/".join(map(spell_part, os.fspath(path).split("/")))

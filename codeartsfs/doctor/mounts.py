@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from codeartsfs.asking import NoAnswer, asked
 from codeartsfs.doctor.findings import Finding, State, failed, ok, warning
 from codeartsfs.fs import mountpoint
-from codeartsfs.fs.mountpoint import NoAnswer, asked
-from codeartsfs.spelling import spell_part
+from codeartsfs.spelling import spell_path
 
 _TIMEOUT_S = 3.0
 
@@ -23,14 +23,14 @@ def mounts(chosen: Path | None) -> Sequence[Finding]:
     if path not in ours:  # so looking at it cannot hang
         path = path.resolve()
     if path not in ours:
-        found = f"{_shown(path)} is not a mount of this user"
-        return [failed("mount", found, f"mount it: codeartsfs mount {_shown(path)}")]
+        found = f"{spell_path(path)} is not a mount of this user"
+        return [failed("mount", found, f"mount it: codeartsfs mount {spell_path(path)}")]
     return [_chosen(path)]
 
 
 def _answers(path: Path) -> Finding:
     """Find out whether a mount answers: by statfs, which always reaches the daemon."""
-    name, shown = "mount", _shown(path)
+    name, shown = "mount", spell_path(path)
     try:
         asked(lambda: tuple(os.statvfs(path)), _TIMEOUT_S)
     except NoAnswer as failure:
@@ -65,7 +65,3 @@ def _chosen(path: Path) -> Finding:
     if api.get("condition") != "ok":
         return warning("mount", f"{found}: {api.get('error')}", "see API call below")
     return ok("mount", found)
-
-
-def _shown(path: Path) -> str:
-    return "/".join(map(spell_part, os.fspath(path).split("/")))

@@ -2,19 +2,16 @@
 
 import errno
 import os
-import pickle
 import re
-import select
 import shutil
-import signal
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
+from codeartsfs.asking import NoAnswer, asked
+
 FS_TYPE = "fuse.codeartsfs"
-_T = TypeVar("_T")
 _UNMOUNT_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 5.0
 
@@ -74,43 +71,6 @@ def source_of(endpoint: str) -> str:
     """Return what a mount of an endpoint is mounted from, as mount(8) and df(1) show it."""
     # The colon says that it is not on this machine.
     return f"codearts:{urlsplit(endpoint).netloc}"
-
-
-class NoAnswer(MountPointError):
-    """A mount is asked for something and does not answer: its daemon is stuck or stopped."""
-
-
-def asked(question: Callable[[], _T], timeout_s: float) -> _T:
-    """Ask something of a mount that may be stuck; its answer is a plain value.
-
-    Asked by a process of its own. Whoever waits for a stuck daemon may not even be killed, and a
-    thread of ours would keep this process from ending.
-
-    Raises:
-        NoAnswer: not in time.
-        OSError: as ``question`` raises it.
-    """
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with open(send, "wb") as pipe:
-                try:
-                    pickle.dump((question(), None), pipe)
-                except OSError as error:
-                    pickle.dump((None, error), pipe)
-        finally:
-            os._exit(0)
-    os.close(send)
-    with open(receive, "rb") as pipe:
-        if not select.select([pipe], [], [], timeout_s)[0]:
-            os.kill(child, signal.SIGKILL)  # and nobody waits until it is dead
-            raise NoAnswer(f"no answer within {timeout_s:g} s: its daemon is stopped or stuck")
-        answer, failure = pickle.load(pipe)
-    os.waitpid(child, 0)
-    if failure is not None:
-        raise failure
-    return cast(_T, answer)
 
 
 def check_fuse() -> None:
@@ -238,7 +198,7 @@ def _is_dead(path: Path) -> bool:
     is mounted when somebody looks would be mounted by the question.
 
     Raises:
-        NoAnswer: the daemon is there, but does not answer.
+        MountPointError: the daemon is there, but does not answer.
     """
     kind = mounted_type(path.parent.resolve() / path.name)
     if kind is None or not kind.startswith("fuse"):
@@ -246,7 +206,8 @@ def _is_dead(path: Path) -> bool:
     try:
         asked(lambda: tuple(os.statvfs(path)), _ANSWER_TIMEOUT_S)
     except NoAnswer as error:
-        raise NoAnswer(f"{path}: {error}; end it, or: codeartsfs umount --lazy {path}") from None
+        advice = f"end it, or: codeartsfs umount --lazy {path}"
+        raise MountPointError(f"{path}: {error}; {advice}") from None
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
