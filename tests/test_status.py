@@ -198,7 +198,7 @@ def test_what_the_dashboard_and_the_docs_name_is_there(path: str, samples: dict[
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("codeartsfs.daemon", {"prometheus_client"}),
+        ("codeartsfs.daemon", {"prometheus_client", "rich", "pygments"}),
         ("codeartsfs.commands.status", {"prometheus_client", "rich", "trio", "httpx", "pyfuse3"}),
     ],
 )
