@@ -6,7 +6,7 @@ a mount point, so a mount that hangs cannot hang who names a file in it.
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -75,18 +75,21 @@ class Selection:
         if parse_record_id(text.partition("/")[0]):
             return await self._at("", text, builds)
         inside = inside_mount(self._directory / text, self._mounts)
-        if text.startswith(("/", ".")):
-            if inside is None:
+        is_path = text.startswith(("/", "."))
+        if inside is None:
+            if is_path:
                 raise UnknownName(f"{text!r} is not in a mount of codeartsfs")
-            return await self._at(f"{inside[0]}/", inside[1], builds)
-        if inside is not None:
-            try:
-                return await self._at(f"{inside[0]}/", inside[1], builds)
-            except UnknownName:
-                if inside_mount(self._directory, self._mounts) is None:
-                    raise
-                # Where one stands in a mount, jobs can be named all the same.
-        return await self._at("", text, builds)
+            return await self._at("", text, builds)
+        try:
+            found = await self._at(f"{inside[0]}/", inside[1], builds)
+        except UnknownName:
+            if is_path or inside_mount(self._directory, self._mounts) is None:
+                raise
+            # Where one stands in a mount, jobs can be named all the same.
+            return await self._at("", text, builds)
+        if os.path.isabs(text):
+            return found
+        return [replace(each, label=_relative(each.label, self._directory)) for each in found]
 
     async def logs(
         self, named: Named, levels: Collection[LogLevel], stages: Sequence[str] = ()
@@ -96,7 +99,7 @@ class Selection:
         Raises as ``named`` does.
         """
         if named.key is not None:
-            return [(f"{named.label}/{named.key.file_name}", named.key)]
+            return [(_below(named.label, named.key), named.key)]
         keys = await self._tree.logs_of(named.record)
         if stages:
             wanted = [self._stage(named, text) for text in stages]
@@ -111,7 +114,7 @@ class Selection:
             )
         elif not keys and self._catalog.known_stages(named.record) is None:
             raise UnknownName(f"{named.label}: the API lists no stages here, so say --stage")
-        return [(f"{named.label}/{key.file_name}", key) for key in keys if key.level in levels]
+        return [(_below(named.label, key), key) for key in keys if key.level in levels]
 
     def _stage(self, named: Named, text: str) -> Stage:
         """Return the stage of a record that is called so: by the API, by number or by people."""
@@ -246,6 +249,14 @@ def inside_mount(path: Path, mounts: Collection[Path]) -> tuple[Path, str] | Non
     if here not in mounts or inner.startswith(".."):
         return None
     return here, "" if inner == "." else inner
+
+
+def _relative(label: str, directory: Path) -> str:
+    return os.path.relpath(label, directory)
+
+
+def _below(label: str, key: LogKey) -> str:
+    return key.file_name if label == "." else f"{label}/{key.file_name}"
 
 
 def _number(which: Which) -> bool:

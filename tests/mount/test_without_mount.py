@@ -175,16 +175,27 @@ def test_names_lead_where_they_lead_in_a_mount(run: Commands, name: str, logs: l
 
 
 @pytest.mark.parametrize(
-    "name", [".", "./stage1.info.log", "stage1.info.log", "../by-job/web-app/1"]
+    ("directory", "name", "label"),
+    [
+        (FIRST, ".", "stage1.info.log"),
+        (FIRST, "./stage1.info.log", "stage1.info.log"),
+        (FIRST, "stage1.info.log", "stage1.info.log"),
+        (FIRST, "../by-job/web-app/1", "../by-job/web-app/1/stage1.info.log"),
+        ("", "by-job/web-app/1", "by-job/web-app/1/stage1.info.log"),
+        ("", "web-app/1", "web-app/1/stage1.info.log"),
+        ("by-job", "web-app/latest-failed", "web-app/2/stage1.info.log"),
+        ("", "{mount}/by-job/web-app/1", "{mount}/by-job/web-app/1/stage1.info.log"),
+    ],
 )
 def test_paths_are_those_in_the_mount_one_stands_in(
-    rig: Rig, emulator: Emulator, name: str
+    rig: Rig, emulator: Emulator, directory: str, name: str, label: str
 ) -> None:
     mounted = rig.mount(emulator, "--project", PROJECT)
-    there = Commands(rig, emulator.url, cwd=mounted / FIRST)
-    outcome = there("fetch", name, CODEARTSFS_PROJECT=PROJECT)
+    there = Commands(rig, emulator.url, cwd=mounted / directory)
+    outcome = there("fetch", name.format(mount=mounted.path), CODEARTSFS_PROJECT=PROJECT)
     assert outcome.code == 0, outcome
-    assert str(mounted.path).encode() in outcome.out
+    shown = [line.split()[-1] for line in outcome.out.decode().splitlines()[:-1]]
+    assert label.format(mount=mounted.path) in shown
 
 
 @pytest.mark.parametrize(
