@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from codeartsfs import human
 from codeartsfs.api.auth import Credentials
 from codeartsfs.api.client import EndpointError, Reply, open_client, trust
 from codeartsfs.api.pace import Pace, TemporaryFailure
@@ -49,8 +50,8 @@ def _told(found: Credentials) -> Finding:
         return ok(name, told)
     left_s = scope.expires_s - time.time()
     if left_s <= 0:
-        return failed(name, f"{told}, expired {age(-left_s)} ago", "get a new token")
-    told = f"{told}, valid for {age(left_s)}"
+        return failed(name, f"{told}, expired {human.span(-left_s)} ago", "get a new token")
+    told = f"{told}, valid for {human.span(left_s)}"
     if left_s < _EXPIRES_SOON_S:
         return warning(name, told, "renew it soon; a token file is read again by itself")
     return ok(name, told)
@@ -148,7 +149,7 @@ def _tls(endpoint: str, trusted: ssl.SSLContext, peer: Peer) -> Finding:
         fix = "see to the proxy (HTTPS_PROXY)" if peer.proxy else "is that a server of TLS?"
         return failed("TLS", str(error), fix)
     left_s = shown.expires_s - time.time()
-    told = f"{shown.protocol}, certificate by {shown.issuer}, valid for {age(left_s)}"
+    told = f"{shown.protocol}, certificate by {shown.issuer}, valid for {human.span(left_s)}"
     if left_s < _CERTIFICATE_SOON_S:
         return warning("TLS", told, "whoever runs the server has to renew it")
     return ok("TLS", told)
@@ -230,18 +231,10 @@ def _clock(reply: Reply, found: Credentials) -> Finding:
         return skipped(name, "the server does not tell the time")
     ahead_s = reply.came_s - reply.dated_s
     direction = "ahead of" if ahead_s > 0 else "behind"
-    told = f"{age(abs(ahead_s))} {direction} the server's"
+    told = f"{human.span(abs(ahead_s))} {direction} the server's"
     fix = "set the clock of this machine (timedatectl set-ntp true)"
     if abs(ahead_s) < _SKEW_NOTED_S:
         return ok(name, "as the server's, to a minute")
     if abs(ahead_s) >= _SKEW_REFUSED_S and found.kind == "AK/SK":
         return failed(name, f"{told}: signatures are refused", fix)
     return warning(name, told, fix)
-
-
-def age(seconds: float) -> str:
-    """Write a time span for people, in its largest unit."""
-    for unit, length_s in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from codeartsfs import human
 from codeartsfs.builds.index import INDEX_FILE, INDEX_VERSION
 from codeartsfs.doctor.findings import Finding, failed, ok, skipped, warning
-from codeartsfs.doctor.machine import size
 from codeartsfs.fs.mountpoint import filesystem_of
 from codeartsfs.names import parse_record_id
 from codeartsfs.spelling import spell_part
@@ -77,7 +77,8 @@ def _room(root: Path, there: Path, size_bytes: int) -> Finding:
     name, fs = "cache space", os.statvfs(there)
     used_bytes = sum(entry.stat().st_size for entry in _logs(root))
     free_bytes = fs.f_bavail * fs.f_frsize
-    found = f"{size(used_bytes)} of --cache-size {size(size_bytes)} used, {size(free_bytes)} free"
+    used, limit, free = map(human.size, (used_bytes, size_bytes, free_bytes))
+    found = f"{used} of --cache-size {limit} used, {free} free"
     if used_bytes + free_bytes < size_bytes:
         fix = "make room, or lower --cache-size; logs that find no room are downloaded again"
         return warning(name, found, fix)
@@ -136,4 +137,4 @@ def _index(path: Path) -> Finding:
     if version != INDEX_VERSION:
         found = f"{path.name} is of version {version}, not {INDEX_VERSION}"
         return warning(name, found, "the next mount begins a new one")
-    return ok(name, f"{path.name} is whole, {size(path.stat().st_size)}")
+    return ok(name, f"{path.name} is whole, {human.size(path.stat().st_size)}")

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import codeartsfs
+from codeartsfs import human
 from codeartsfs.doctor.findings import Finding, failed, ok, skipped, warning
 from codeartsfs.fs.mountpoint import FS_TYPE
 
@@ -106,9 +107,9 @@ def memory(cache_bytes: int, path: Path = Path("/proc/meminfo")) -> Finding:
     if match is None:
         return skipped("memory", f"{path} does not tell what is available")
     free_bytes, wanted_bytes = int(match[1]) << 10, cache_bytes + _DAEMON_BYTES
-    found = f"{size(free_bytes)} available"
+    found = f"{human.size(free_bytes)} available"
     if free_bytes < wanted_bytes:
-        fix = f"a mount takes up to {size(wanted_bytes)}: lower --memory-cache, or free some"
+        fix = f"a mount takes up to {human.size(wanted_bytes)}: lower --memory-cache, or free some"
         return warning("memory", found, fix)
     return ok("memory", found)
 
@@ -132,12 +133,3 @@ def _libfuse() -> list[str]:
         return []
     match = re.search(r"version: (\S+)", outcome.stdout)
     return [f"libfuse {match[1]}"] if match else []
-
-
-def size(count: float) -> str:
-    """Write a number of bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -132,7 +132,7 @@ def test_a_certificate_trusted_by_ca_file_is_told_with_its_end(
         findings = way(endpoint, ca_file=certificate[0])
     assert findings["API call"].state is State.OK
     assert findings["TLS"].state is State.WARNING  # that of the tests lives for two days
-    assert "valid for 48 h" in findings["TLS"].found
+    assert "valid for 2 d" in findings["TLS"].found
 
 
 def test_a_certificate_of_another_host_is_explained(

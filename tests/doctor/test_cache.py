@@ -46,7 +46,7 @@ def not_well(folder: Path, size_bytes: int = SMALL) -> dict[str, State]:
 def test_a_cache_as_it_should_be_is_well(root: Path) -> None:
     assert not_well(root) == {}
     [space] = [finding for finding in cache(root, SMALL) if finding.name == "cache space"]
-    assert space.found.startswith("1000 B of --cache-size 1.0 MiB used")
+    assert space.found.startswith("1.0 KiB of --cache-size 1.0 MiB used")
 
 
 def test_no_cache_is_well() -> None:
