@@ -10,6 +10,7 @@ from codeartsfs.logs.store import LogStat, LogStore, OpenLog
 from codeartsfs.names import LogKey, LogLevel, RecordId
 from codeartsfs.selection import Named, Selection, UnknownName
 
+PERHAPS_NOT_ALL = "what is here may not be all of it"
 _MOST_RECORDS = 64  # looked at ahead of the one that is handed on
 
 
@@ -20,6 +21,7 @@ class Wanted:
     Attributes:
         log: the open log, from when its size is known until it was handed on.
         failure: why there is none; empty where there is.
+        doubt: why there may be more of it than is here; empty where nothing says so.
         kept: it is in the cache on disk.
     """
 
@@ -27,6 +29,7 @@ class Wanted:
     key: LogKey | None = None
     log: OpenLog | None = None
     failure: str = ""
+    doubt: str = ""
     kept: bool = False
     done: trio.Event = field(default_factory=trio.Event)
 
@@ -145,6 +148,8 @@ class Batch:
             if size_bytes:  # what has to come before it is here then, too
                 await wanted.log.read(size_bytes - 1, 1)
             wanted.kept = await wanted.log.kept()
+            if doubt := wanted.log.doubt:
+                wanted.doubt = f"{PERHAPS_NOT_ALL}: {doubt}"
         except (CodeArtsError, OSError) as failure:
             wanted.failure = str(failure)
 

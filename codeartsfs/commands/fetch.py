@@ -152,9 +152,9 @@ class _Report:
 
     async def take(self, wanted: "Wanted") -> None:
         """Count one log that is here, or failed, and say so."""
-        if wanted.failure:
+        if trouble := wanted.failure or wanted.doubt:
             self.failed += 1
-            said = f"{wanted.label}: {wanted.failure}" if wanted.key else wanted.failure
+            said = f"{wanted.label}: {trouble}" if wanted.key else trouble
             # Through the bars, where there are some: they are drawn again below it.
             self._console.print(f"Error: {said}", markup=False, emoji=False, soft_wrap=True)
             return

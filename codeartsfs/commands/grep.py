@@ -133,6 +133,9 @@ def grep(
                 click.echo(f"Error: {said}", err=True)
             elif wanted.log is not None:
                 await matcher.search(wanted.label, wanted.log)
+                if wanted.doubt:
+                    failed = True
+                    click.echo(f"Error: {wanted.label}: {wanted.doubt}", err=True)
                 if matcher.ended or (quiet and matcher.found):
                     raise _Enough
 

@@ -78,6 +78,7 @@ def open_log(
     with tempfile.TemporaryDirectory(prefix="codeartsfs-") as folder:
 
         async def run(session: "Session", selection: "Selection") -> None:
+            from codeartsfs.batch import PERHAPS_NOT_ALL
             from codeartsfs.errors import CodeArtsError
             from codeartsfs.selection import UnknownName
 
@@ -90,6 +91,8 @@ def open_log(
                     try:
                         shown = await _copy(log, _copies() if how == "print" else Path(folder))
                         await log.kept()
+                        if log.doubt:
+                            click.echo(f"Warning: {PERHAPS_NOT_ALL}: {log.doubt}", err=True)
                     finally:
                         log.close()
             except (CodeArtsError, UnknownName, OSError) as error:

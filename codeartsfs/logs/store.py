@@ -220,6 +220,7 @@ class _Log:
     body: Body | MemoryBody | None = None
     final: bool = False
     stateless: bool = False
+    part: bool = False  # it still grew when it was seen last
     saved: bool = False
     rewritten: bool = False
     modified_ns: int = 0
@@ -252,6 +253,7 @@ class _Log:
     def apply(self, meta: LogMeta) -> None:
         self.final = meta.final
         self.stateless = not meta.final
+        self.part = meta.running
         self.modified_ns = meta.modified_ns
         self.checked_ns = 0 if meta.running else meta.checked_ns  # what ran has grown since
         self.unchanged = meta.unchanged
@@ -295,7 +297,14 @@ class OpenLog:
             await self._flight.over.wait()
             if self._flight.failure is not None and self.received_bytes:
                 raise self._flight.failure.with_traceback(None)
+        if self._log.rewritten:
+            raise LogRewritten(self.key)
         return self._log.saved
+
+    @property
+    def doubt(self) -> str:
+        """Why there may be more of it than can be read just now; empty where nothing says so."""
+        return "" if self._log.final else self._store._last_errors.get(self.key, "")
 
     def landed(self, offset: int, size: int) -> bool:
         """Whether all announced bytes of a range are here."""
@@ -779,10 +788,11 @@ class LogStore:
             log.info("no state for %s just now: %s", entry.key, failure)
         over = run is not None and self._over(entry, run)
         before = entry.size_bytes if entry.complete else None
+        missed = ""
         try:
             if not await self._download(entry, flight, run, over=over):
                 return False
-        except NotFound:
+        except NotFound as failure:
             running = run is not None and not over
             broken_off = entry.body is not None and not entry.complete
             if broken_off or (not before and not running):
@@ -795,6 +805,7 @@ class LogStore:
                 entry.modified_ns = asked_ns
             if not running:
                 run, over, stateless = None, False, True
+                missed = str(failure) if entry.part else ""
         assert isinstance(entry.body, Body)
         if entry.body.size_bytes is not None and not entry.complete:
             raise LogRewritten(entry.key)  # it ends before the size that readers were told
@@ -819,7 +830,11 @@ class LogStore:
             entry.modified_ns = run.finished_ns
         assert entry.size_bytes is not None
         self._last_errors.pop(entry.key, None)
+        if missed:
+            self._last_errors[entry.key] = missed
         running = not (entry.final or entry.stateless)
+        if run is not None:  # else nobody says that it has ended
+            entry.part = running
         self._remember(
             entry.key, entry.size_bytes, entry.modified_ns, final=entry.final, running=running
         )
@@ -1019,7 +1034,7 @@ class LogStore:
             checked_ns=entry.checked_ns,
             unchanged=entry.unchanged,
             request_id=entry.request_id,
-            running=not (entry.final or entry.stateless),
+            running=entry.part,
         )
         try:
             if entry.final and meta.size_bytes <= self.memory.largest_bytes:

@@ -711,6 +711,41 @@ async def test_cached_log_without_state_is_served_when_nobody_can_be_asked(
         await landed(store)
 
 
+async def test_a_log_that_the_server_forgot_while_it_grew_stays_doubtful(
+    world: World, mock_clock: MockClock
+) -> None:
+    world.source.logs[KEY] = LOG
+    world.states.run = RUNNING
+    async with world.store() as store:
+        opened = await store.open(KEY)
+        await opened.kept()
+        assert opened.doubt == ""
+        world.source.logs.clear()
+        world.states.run = OVER
+        mock_clock.jump(2)
+        await store.stat(KEY)
+        await landed(store)
+        opened.close()
+    for _ in range(2):
+        async with world.store() as store:
+            opened = await store.open(KEY)
+            assert await opened.read(0, len(LOG)) == LOG
+            assert await opened.kept()
+            assert "it is not there" in opened.doubt
+            opened.close()
+
+
+async def test_a_whole_log_that_the_server_forgot_is_not_doubted(
+    world: World, mock_clock: MockClock
+) -> None:
+    await put_on_disk(world, 100, 0)
+    async with world.store() as store:
+        opened = await store.open(KEY)
+        await opened.kept()
+        assert opened.doubt == ""
+        opened.close()
+
+
 async def test_cached_log_without_state_is_shown_though_the_api_hangs(
     world: World, mock_clock: MockClock
 ) -> None:

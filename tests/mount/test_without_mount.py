@@ -304,6 +304,25 @@ def test_a_running_log_that_was_fetched_is_read_while_the_api_refuses(
     assert rig.run("cat", mounted / f"{record}/stage1.info.log").out == b"first\n"
 
 
+def test_a_part_that_cannot_be_completed_is_not_fetched_and_not_searched_in_vain(
+    rig: Rig, tmp_path: Path
+) -> None:
+    record = write_live_record(tmp_path / "live", 0)
+    emulator = rig.emulator(tmp_path / "live")
+    run = Commands(rig, emulator.url)
+    emulator.grow(record, stage="stage1", append="first\n")
+    run("fetch", record)
+    emulator.grow(record, stage="stage1", append="second\n")
+    emulator.faults("task_log:forbid")
+    for command in (["fetch"], ["open"], ["grep", "second"], ["grep", "first"]):
+        outcome = run(*command, record)
+        assert outcome.code == {"fetch": 1, "open": 0, "grep": 2}[command[0]]
+        assert b"what is here may not be all of it" in outcome.err
+    assert outcome.out == f"{record}/stage1.info.log:1:first\n".encode()
+    emulator.faults()
+    assert run("grep", "-c", "second", record).code == 0
+
+
 # Pins.
 
 
