@@ -341,6 +341,8 @@ class DiskTier:
 
     def _enter(self, save: "_Save") -> None:
         """Give a file its name; for good, once its directory is flushed."""
+        if not save.meta.final and (there := self._meta(save.key)) and there.final:
+            return  # another process was faster, and has all of it
         tmp = self._tmp / secrets.token_hex(8)
         try:
             _give_name(save.fd, tmp)
@@ -469,12 +471,16 @@ class DiskTier:
     def _evict_oldest(
         self, entries: Iterable[Entry], excess_bytes: float, *, dry_run: bool = False
     ) -> list[Entry]:
-        """Remove what was used longest ago until so many bytes are free; return what is gone."""
+        """Remove what was used longest ago until so many bytes are free; return what is gone.
+
+        Raises:
+            OSError: what is pinned cannot be seen, so nothing has gone.
+        """
         evicted: list[Entry] = []
         if excess_bytes <= 0:
             return evicted
         with self._nobody_pins():
-            pinned = self._pinned()
+            pinned = self._pinned_for_sure()
             for entry in sorted(entries, key=lambda entry: entry.used_ns):
                 if excess_bytes <= 0:
                     break
@@ -500,12 +506,21 @@ class DiskTier:
 
     def _pinned(self) -> frozenset[RecordId]:
         try:
-            with _directory(self._pins) as directory, os.scandir(directory) as marks:
-                names = [mark.name for mark in marks if mark.is_file(follow_symlinks=False)]
-        except FileNotFoundError:
-            return frozenset()
+            return self._pinned_for_sure()
         except OSError as error:
             log.warning("cache: cannot list %s: %s", self._pins, error)
+            return frozenset()
+
+    def _pinned_for_sure(self) -> frozenset[RecordId]:
+        """Return the records that are pinned.
+
+        Raises:
+            OSError: that cannot be seen just now.
+        """
+        try:
+            with _directory(self._pins) as directory, os.scandir(directory) as marks:
+                names = [mark.name for mark in marks if mark.is_file(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):  # the latter: a link, too
             return frozenset()
         return frozenset(filter(None, map(parse_record_id, names)))
 

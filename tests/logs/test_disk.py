@@ -4,13 +4,15 @@ import errno
 import hashlib
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -603,6 +605,16 @@ def test_magic_names_the_layout() -> None:
 # Pins.
 
 
+async def test_a_part_takes_no_place_of_a_log_that_another_process_has_whole(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(DiskTier(cache, LIMIT), KEY, LOG)
+    await save(tier, KEY, LOG[:5000], replace(meta_of(LOG[:5000], final=False), running=True))
+    kept = await tier.meta(KEY)
+    assert kept is not None
+    assert (kept.final, kept.size_bytes) == (True, len(LOG))
+    assert os.listdir(cache / "v1" / "tmp") == []
+
+
 async def test_what_another_process_pinned_is_not_evicted(cache: Path) -> None:
     tier = DiskTier(cache, 2 * (len(LOG) + FOOTER_BYTES))
     other = RecordId("00000000-0000-4000-8000-000000000001")
@@ -655,6 +667,27 @@ async def test_marks_are_private_and_survive_a_restart(cache: Path) -> None:
     tier = DiskTier(cache, LIMIT)
     assert tier.pinned_records() == (RECORD,)
     assert (tier.unpin(RECORD), tier.unpin(RECORD)) == (True, False)
+
+
+async def test_nothing_is_evicted_while_pins_cannot_be_listed(cache: Path) -> None:
+    tier = DiskTier(cache, LIMIT)
+    await save(tier, KEY, LOG)
+    tier.pin(RECORD)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 10, before[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        os.close(taken.pop())  # listing takes two
+        with pytest.raises(OSError, match="Too many open files"):
+            tier.evict(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in taken:
+            os.close(fd)
+    assert [entry.key for entry in tier.entries()] == [KEY]
 
 
 async def test_who_pins_waits_for_an_eviction_under_way(cache: Path) -> None:
