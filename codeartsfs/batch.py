@@ -128,7 +128,9 @@ class Batch:
                 await self.on_record(named.record)
         except (CodeArtsError, UnknownName, OSError) as failure:
             return [_nothing(named.label, failure)]
-        return [Wanted(label, key) for label, key in logs]
+        found = [Wanted(label, key) for label, key in logs]
+        doubt = self.selection.doubt(named, self.stages)
+        return [*found, Wanted(named.label, failure=doubt)] if doubt else found
 
     async def _load(self, wanted: Wanted, slots: trio.CapacityLimiter, take: Take | None) -> None:
         if wanted.key is not None:

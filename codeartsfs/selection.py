@@ -116,6 +116,13 @@ class Selection:
             raise UnknownName(f"{named.label}: the API lists no stages here, so say --stage")
         return [(_below(named.label, key), key) for key in keys if key.level in levels]
 
+    def doubt(self, named: Named, stages: Sequence[str] = ()) -> str:
+        """Why a record may have more logs than ``logs`` has found; empty where it has all."""
+        if named.key is not None or stages:
+            return ""
+        why = self._catalog.doubt(named.record)
+        return why and f"{named.label}: there may be other stages (--stage NAME names one): {why}"
+
     def _stage(self, named: Named, text: str) -> Stage:
         """Return the stage of a record that is called so: by the API, by number or by people."""
         runs = self._catalog.known_stages(named.record)

@@ -50,6 +50,11 @@ class Answer(Generic[_T]):
         """Whether it is fresh, and not because of a failure: that is no news."""
         return self.failure is None and self.fresh(ttl_s)
 
+    @property
+    def asking(self) -> bool:
+        """Whether an answer is on its way."""
+        return self._asking is not None
+
     def expire(self) -> None:
         """Something else shows that the answer, unless final, is no longer true."""
         self._told_at = -float("inf")

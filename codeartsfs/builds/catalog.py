@@ -120,6 +120,17 @@ class Catalog:
         known = self._records.get(record)
         return known is not None and known.runs is not None and known.stages.settled(TTL_S)
 
+    def doubt(self, record: RecordId) -> str:
+        """Why a record may have other stages than those last told; empty where nothing says so."""
+        stages = self._known(record).stages
+        if stages.final and stages.value is not None:
+            return ""
+        if stages.failure is not None:
+            return str(stages.failure)
+        if stages.asking:
+            return "the API has not answered yet"
+        return "the API lists no stages here" if stages.value is None else ""
+
     def told(self, record: RecordId) -> bool:
         """Whether all of a record was told that ever is, and need not be asked for just now."""
         known = self._records.get(record)

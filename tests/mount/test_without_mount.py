@@ -220,6 +220,24 @@ def test_a_name_that_leads_nowhere_is_one_line_and_the_others_are_fetched(
     assert run.kept() == {f"{FIRST}/stage1.info.log"}
 
 
+@pytest.mark.parametrize("fault", ["no-stages", "forbid-stages", "full_stages:error500"])
+def test_where_stages_are_not_told_what_is_here_is_not_all(
+    run: Commands, emulator: Emulator, fault: str
+) -> None:
+    emulator.faults("no-stages")
+    run("fetch", f"{FIRST}/stage1.info.log")
+    emulator.faults(fault)
+    outcome = run("grep", "two", FIRST)
+    assert (outcome.code, outcome.out) == (2, b"")
+    assert "there may be other stages" in error(outcome)
+    assert run("fetch", FIRST).code == 1
+    assert run("grep", "two", FIRST, "--stage", "2").code == 0
+    emulator.faults()
+    assert run("grep", "two", FIRST).code == 0
+    emulator.faults(fault)
+    assert run("grep", "three", FIRST).code == 1
+
+
 @pytest.mark.parametrize("stage", ["2", "stage2", "maven build"])
 def test_stages_go_by_number_and_by_name(run: Commands, stage: str) -> None:
     assert run("fetch", FIRST, "--stage", stage).code == 0
