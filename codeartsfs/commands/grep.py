@@ -1,5 +1,6 @@
 """``codeartsfs grep``."""
 
+import logging
 import os
 import shutil
 import signal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from codeartsfs.logs.store import OpenLog
     from codeartsfs.selection import Selection
     from codeartsfs.session import Session
+
+log = logging.getLogger(__name__)
 
 NOTHING_FOUND, TROUBLE = 1, 2  # grep's own
 _READ_BYTES = 1 << 20
@@ -124,6 +127,7 @@ def grep(
 
     async def run(session: "Session", selection: "Selection") -> None:
         from codeartsfs.batch import Batch
+        from codeartsfs.errors import CodeArtsError
 
         async def take(wanted: "Wanted") -> None:
             nonlocal failed
@@ -132,10 +136,14 @@ def grep(
                 said = f"{wanted.label}: {wanted.failure}" if wanted.key else wanted.failure
                 click.echo(f"Error: {said}", err=True)
             elif wanted.log is not None:
-                await matcher.search(wanted.label, wanted.log)
-                if wanted.doubt:
+                trouble = wanted.doubt
+                try:
+                    await matcher.search(wanted.label, wanted.log)
+                except (CodeArtsError, OSError) as error:
+                    trouble = str(error)
+                if trouble:
                     failed = True
-                    click.echo(f"Error: {wanted.label}: {wanted.doubt}", err=True)
+                    click.echo(f"Error: {wanted.label}: {trouble}", err=True)
                 if matcher.ended or (quiet and matcher.found):
                     raise _Enough
 
@@ -155,6 +163,11 @@ def grep(
     except _Enough:
         if matcher.ended:
             sys.exit(matcher.ended)
+    except click.ClickException:
+        raise
+    except Exception as error:  # whose own exit code would say: nothing found
+        log.debug("search ended", exc_info=True)
+        exits.refuse(f"{type(error).__name__}: {error}", TROUBLE)
     if failed and not (quiet and matcher.found):
         sys.exit(TROUBLE)
     if not matcher.found:
@@ -178,9 +191,12 @@ class _Matcher:
         self.found = False
         self.ended = 0  # exit code, once it makes no sense to go on
         # Its complaint about a pattern is worth hearing before anything is downloaded.
-        trial = subprocess.run(
-            [*self._command, "--label=log"], stdin=subprocess.DEVNULL, capture_output=True
-        )
+        try:
+            trial = subprocess.run(
+                [*self._command, "--label=log"], stdin=subprocess.DEVNULL, capture_output=True
+            )
+        except OSError as error:
+            exits.refuse(f"grep cannot be started: {error.strerror}", TROUBLE)
         if trial.returncode > NOTHING_FOUND:
             said = trial.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
             gnu = "" if said[0].startswith("grep:") else " (GNU grep is needed)"

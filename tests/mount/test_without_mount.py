@@ -561,6 +561,20 @@ def test_a_reader_that_leaves_ends_the_search_quietly(rig: Rig, run: Commands) -
     assert process.stdout == f"{FIRST}/stage1.info.log:1:[INFO] a line\n".encode()
 
 
+def test_a_search_without_means_is_never_no_match(run: Commands) -> None:
+    run("fetch", FIRST)
+    for most in (10, 14, 18, 22):  # open files; they run out at different steps
+        process = subprocess.run(
+            ["prlimit", f"--nofile={most}", *run.line("grep", "-c", "no-such-thing", FIRST)],
+            env=run.environment(),
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert process.returncode == 2 or process.stdout.count(b":0\n") == 2, process
+        assert b"Traceback" not in process.stderr
+
+
 # open.
 
 
