@@ -34,6 +34,10 @@ class Question(Generic[_T]):
         self._child = os.fork()
         if self._child == 0:
             try:
+                # Who is never answered must not keep others waiting for the end of our output.
+                null = os.open(os.devnull, os.O_RDWR)
+                for standard in {0, 1, 2} - {send}:
+                    os.dup2(null, standard)
                 with open(send, "wb") as pipe:
                     try:
                         pickle.dump((ask(), None), pipe)
