@@ -1,12 +1,14 @@
 """The command line. A user's mistake ends in one clear line and a documented exit code."""
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 
 import click
 
 from codeartsfs import __version__
+from codeartsfs.commands import exits
 from codeartsfs.config import did_you_mean
 
 # Each is loaded when it is called, and light enough for all to be loaded for --help.
@@ -51,6 +53,12 @@ class _Commands(click.Group):
             advice = did_you_mean(args[0], _COMMANDS)
             raise click.UsageError(f"No such command {args[0]!r}{advice}", ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # of which click would make 1: of grep "nothing found"
+            sys.exit(exits.INTERRUPTED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -575,6 +575,23 @@ def test_a_search_without_means_is_never_no_match(run: Commands) -> None:
         assert b"Traceback" not in process.stderr
 
 
+def test_who_interrupts_a_search_before_it_begins_is_not_told_no_match(
+    run: Commands, tmp_path: Path
+) -> None:
+    (tmp_path / "grep").write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec sleep 60\n")
+    (tmp_path / "grep").chmod(0o755)
+    process = subprocess.Popen(
+        ["env", "--default-signal", *run.line("grep", "no such thing", FIRST)],
+        env=run.environment(PATH=f"{tmp_path}:{os.environ['PATH']}"),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    wait_until((tmp_path / "begun").exists)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, b"")
+
+
 # open.
 
 
