@@ -126,6 +126,11 @@ def test_names_that_look_like_numbers_are_shown_as_names() -> None:
     assert settings["cache-size"]["value"] == 4096
 
 
+def test_a_password_in_an_address_is_not_shown() -> None:
+    endpoint = shown("--endpoint", f"https://me:{SECRET}@example.com")["settings"]["endpoint"]
+    assert endpoint["value"] == "https://***@example.com"
+
+
 def test_a_wrong_setting_is_not_shown_but_refused() -> None:
     outcome = run("show", CODEARTSFS_CACHE_SIZE="lots")
     assert outcome.exit_code == exits.USAGE

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -127,6 +128,8 @@ def _in_effect(ctx: click.Context, option: click.Option, value: Any) -> tuple[An
             if value is None and name in _DEFAULTS:
                 value = _DEFAULTS[name]()
             origin = "default"
+    if isinstance(value, str):  # an endpoint may not hold a password, but is shown even so
+        value = re.sub("://[^/]*@", "://***@", value)
     return (list(value) if isinstance(value, tuple) else value), origin
 
 

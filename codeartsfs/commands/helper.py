@@ -20,6 +20,7 @@ WRONG_CALL = 1
 MOUNT_FAILED = 32
 
 _ONE_OPTION = re.compile(r'(?:"[^"]*"|[^,])+')  # commas in quotes belong to the value
+_LOGIN = re.compile("(env[.].*=[^/]*:|://)[^/]*@")  # a proxy needs no scheme
 # Secrets stay in files; an fstab names these.
 _FILES = {
     "token_file": "CODEARTSFS_TOKEN_FILE",
@@ -81,18 +82,16 @@ def _translate(
     # The source as it was given: by that, mount(8) knows what is mounted already.
     kernel = [f"fsname={source}"]
     api = source.removeprefix("codearts:")
+    if _LOGIN.search(api):
+        raise _exposed("the source")
     if api not in ("codearts", "none"):
         arguments += ["--endpoint" if "://" in api else "--region", api]
     for word in _ONE_OPTION.findall(",".join(options)):
         name, _, value = word.replace('"', "").partition("=")
         setting = name.replace("-", "_")
         variable = _FILES.get(setting) or name.removeprefix("env.")
-        if is_secret(setting) or re.search("://[^/]*@", value):
-            raise click.UsageError(
-                f"{name}: everybody can read an fstab and the arguments of programs; write the"
-                " secret to a file of mode 0600 and give token_file=, password_file= or"
-                " credentials_file="
-            )
+        if is_secret(setting) or _LOGIN.search(word):
+            raise _exposed(name)
         if name == "remount":
             raise click.UsageError("what is mounted cannot be changed: umount it, mount it again")
         if setting in settings:
@@ -114,6 +113,14 @@ def _translate(
                 raise
             kernel.append(word)
     return [*arguments, "-o", ",".join(kernel)], environment
+
+
+def _exposed(name: str) -> click.UsageError:
+    return click.UsageError(
+        f"{name}: everybody can read an fstab and the arguments of programs; write the"
+        " secret to a file of mode 0600 and give token_file=, password_file= or"
+        " credentials_file="
+    )
 
 
 def _complete_environment() -> None:

@@ -199,6 +199,8 @@ def test_what_is_mounted_is_not_remounted_and_stays(machine: Machine, emulator: 
         ("cn-north-4", "env.CODEARTSFS_TOKEN=s3cr3t", WRONG_CALL, "token_file="),
         ("cn-north-4", "password=s3cr3t", WRONG_CALL, "mode 0600"),
         ("cn-north-4", "env.HTTPS_PROXY=http://me:s3cr3t@p", WRONG_CALL, "mode 0600"),
+        ("cn-north-4", "env.HTTPS_PROXY=me:s3cr3t@p", WRONG_CALL, "mode 0600"),
+        ("https://me:s3cr3t@example.com", "ro", WRONG_CALL, "mode 0600"),
         ("cn-north-4", "env.1=2", WRONG_CALL, "env.1 needs"),
     ],
 )
