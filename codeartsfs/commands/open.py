@@ -106,6 +106,9 @@ def open_log(
             return
         # Ctrl-C is for the program; a handler, unlike what is ignored, is not handed down to it.
         signal.signal(signal.SIGINT, lambda *_: None)
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal: the copy goes, too
+            if signal.getsignal(ending) is not signal.SIG_IGN:
+                signal.signal(ending, lambda number, _: sys.exit(128 + number))
         try:
             environment = {"LESS": "-R", **os.environ}  # colours, and no other escapes
             code = subprocess.run([*program, os.fspath(shown)], env=environment).returncode

@@ -636,6 +636,22 @@ def test_a_mount_that_hangs_does_not_hang_who_opens(
     assert outcome.out.decode().startswith(f"{tmp_path}/codeartsfs-")
 
 
+@pytest.mark.parametrize("end", [signal.SIGHUP, signal.SIGTERM])
+def test_the_copy_goes_with_the_terminal(run: Commands, tmp_path: Path, end: int) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    pager = f"sh -c 'touch {tmp_path}/shown; sleep 60'"
+    process = subprocess.Popen(
+        run.line("open", "--pager", FIRST, "1"),
+        env=run.environment(TMPDIR=os.fspath(scratch), PAGER=pager),
+        start_new_session=True,
+    )
+    wait_until((tmp_path / "shown").exists)
+    os.killpg(process.pid, end)
+    assert process.wait(20) == 128 + end
+    assert os.listdir(scratch) == []
+
+
 def test_a_log_that_is_not_there_cannot_be_opened(run: Commands) -> None:
     outcome = run("open", FIRST, "9")
     assert outcome.code == 1
