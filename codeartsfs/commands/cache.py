@@ -203,15 +203,21 @@ def list_(tier: "DiskTier", root: Path, logs: bool, as_json: bool) -> None:
 def verify(tier: "DiskTier", root: Path, keep: bool) -> None:
     """Read all logs and compare their checksums; remove those that are damaged."""
     entries = list(tier.entries())
-    damaged = []
+    damaged = unread = 0
     for entry in _with_progress(entries):
-        if tier.damaged(entry.key):
-            damaged.append(entry)
-            gone = not keep and tier.discard(entry.key)
-            click.echo(f"{entry.key}: damaged{', removed' if gone else ''}")
-    read = f"{_amount(entries)}: "
-    click.echo(read + (f"{len(damaged):,} damaged" if damaged else "all as they were saved"))
-    if damaged:
+        try:
+            if not tier.damaged(entry.key):
+                continue
+        except OSError as error:
+            unread += 1
+            click.echo(f"Error: {entry.key}: {error.strerror}", err=True)
+            continue
+        damaged += 1
+        gone = not keep and tier.discard(entry.key)
+        click.echo(f"{entry.key}: damaged{', removed' if gone else ''}")
+    said = [f"{damaged:,} damaged"] * bool(damaged) + [f"{unread:,} cannot be read"] * bool(unread)
+    click.echo(f"{_amount(entries)}: {', '.join(said) or 'all as they were saved'}")
+    if said:
         sys.exit(exits.FAILURE)
 
 

@@ -562,7 +562,7 @@ class DiskTier:
             except FileNotFoundError:
                 return False
             except OSError as error:
-                if error.errno == errno.ELOOP:  # a link is no log
+                if error.errno in (errno.ELOOP, errno.ENXIO):  # a link or a socket is no log
                     return True
                 raise
             try:

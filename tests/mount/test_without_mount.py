@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -445,6 +446,18 @@ def test_a_flipped_byte_is_found_and_fetched_again(
     assert keep("cache", "verify").code == 0
     with emulator.costs(task_log=1):
         run("fetch", FIRST)
+
+
+def test_what_is_no_log_is_damaged_and_stops_no_verifying(run: Commands, keep: Commands) -> None:
+    run("fetch", FIRST, SECOND)
+    folder = keep.cache / "v1" / FIRST
+    (folder / "stage1.info.log").unlink()
+    os.mknod(folder / "stage1.info.log", stat.S_IFSOCK | 0o600)
+    flip_a_byte(keep.cache / "v1" / SECOND / "stage1.info.log")
+    outcome = keep("cache", "verify")
+    assert outcome.code == 1
+    assert outcome.out.count(b"damaged, removed") == 2
+    assert keep("cache", "verify").code == 0
 
 
 def test_verifying_does_not_count_as_use(run: Commands, keep: Commands) -> None:
