@@ -13,7 +13,7 @@ from codeartsfs.builds.index import INDEX_FILE, INDEX_VERSION
 from codeartsfs.doctor.findings import Finding, failed, ok, skipped, warning
 from codeartsfs.fs.mountpoint import filesystem_of
 from codeartsfs.names import parse_record_id
-from codeartsfs.spelling import spell_part
+from codeartsfs.spelling import spell_part, spell_path
 
 _FORMAT = "v1"
 _NETWORK = re.compile(r"nfs.*|cifs|smb.*|ncpfs|afs|ceph|glusterfs|lustre|9p|fuse\..*|virtiofs")
@@ -104,7 +104,7 @@ def _scan(path: Path) -> list[os.DirEntry[str]]:
 def _entries(root: Path) -> Finding:
     """Look for what is not ours: formats of other versions, files of strangers."""
     name = "cache entries"
-    known = {"tmp", INDEX_FILE, f"{INDEX_FILE}-wal", f"{INDEX_FILE}-shm"}
+    known = {"tmp", "pins", INDEX_FILE, f"{INDEX_FILE}-wal", f"{INDEX_FILE}-shm"}
     strange = [f"{e.name}" for e in _scan(root) if e.name != _FORMAT]
     records = 0
     for entry in _scan(root / _FORMAT):
@@ -115,10 +115,10 @@ def _entries(root: Path) -> Finding:
         if not ours:
             strange.append(f"{_FORMAT}/{entry.name}")
     if strange:
-        first = ", ".join(map(spell_part, sorted(strange)[:3]))
+        first = ", ".join(map(spell_path, sorted(strange)[:3]))
         found = f"{len(strange)} that are not ours ({first}{', ...' if len(strange) > 3 else ''})"
         return warning(name, found, f"see what they are; they are left alone: ls -la {root}")
-    return ok(name, f"logs of {records} records, format {_FORMAT}")
+    return ok(name, f"logs of {human.count(records, 'record')}, format {_FORMAT}")
 
 
 def _index(path: Path) -> Finding:

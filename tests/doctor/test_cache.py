@@ -25,6 +25,7 @@ def root(tmp_path: Path) -> Path:
     (folder / "v1" / RECORD).mkdir(parents=True)
     (folder / "v1").chmod(0o700)
     (folder / "v1" / "tmp").mkdir()
+    (folder / "v1" / "pins").mkdir()
     (folder / "v1" / RECORD / "stage1.info.log").write_bytes(b"x" * 1000)
     with closing(sqlite3.connect(folder / "v1" / INDEX_FILE)) as file:
         file.executescript(f"CREATE TABLE t (x); PRAGMA user_version = {INDEX_VERSION}")
@@ -103,7 +104,7 @@ def test_what_is_not_ours_in_it_is_named_and_harms_no_terminal(root: Path) -> No
     (root / "v1" / RECORD.replace("2", "3")).symlink_to("/etc")
     [finding] = [finding for finding in cache(root, SMALL) if finding.name == "cache entries"]
     assert finding.state is State.WARNING
-    assert finding.found.startswith("3 that are not ours (v1%2F")
+    assert finding.found.startswith("3 that are not ours (v1/3cc")
     assert finding.found.isprintable()
 
 
