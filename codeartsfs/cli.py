@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -34,6 +35,16 @@ if "_CODEARTSFS_COMPLETE" in os.environ:  # click chooses the shell before it lo
 
 
 class _Commands(click.Group):
+    def main(self, *args: Any, **extra: Any) -> Any:
+        # Click itself ends quietly where nobody reads any more.
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if not exits.from_output(error):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # no second try at the end
+            exits.refuse(f"cannot write the output: {error.strerror}", exits.FAILURE)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
 

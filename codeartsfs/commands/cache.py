@@ -67,6 +67,8 @@ def _on_cache(command: Callable[..., None], *, creates: bool = False) -> Any:
         try:
             command(tier, root, **rest)
         except OSError as error:
+            if exits.from_output(error):
+                raise
             exits.refuse(f"{root}: {error.strerror or error}", exits.FAILURE)
 
     return with_tier

@@ -19,6 +19,14 @@ def refuse(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def from_output(error: OSError) -> bool:
+    """Whether an error is of what we print to, and not of what we work on."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code is click.echo.__code__
+
+
 def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the first error that nurseries have grouped."""
     inner = group.exceptions[0]

@@ -394,6 +394,59 @@ def test_a_record_can_be_pinned_before_it_is_here(run: Commands) -> None:
     assert run.kept() == set()
 
 
+# What is printed, and to whom.
+
+
+PRINTING = [
+    ("config", "show"),
+    ("cache", "info"),
+    ("cache", "list"),
+    ("cache", "verify"),
+    ("fetch", FIRST),
+    ("open", FIRST),
+    ("completion", "bash"),
+    ("--version",),
+]
+
+
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(run: Commands, arguments: tuple[str, ...]) -> None:
+    run("fetch", FIRST)
+    outlet, inlet = os.pipe()
+    os.close(outlet)
+    with open(inlet, "wb") as nobody:
+        process = subprocess.run(
+            run.line(*arguments),
+            env=run.environment(),
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )
+    assert b"pipe" not in process.stderr.lower()
+    assert b"Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_an_output_that_is_full_is_said_in_one_line(
+    run: Commands, arguments: tuple[str, ...]
+) -> None:
+    run("fetch", FIRST)
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            run.line(*arguments),
+            env=run.environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )
+    assert process.returncode == 1
+    said = process.stderr.decode().splitlines()[-1]
+    assert said == "Error: cannot write the output: No space left on device"
+    assert b"Traceback" not in process.stderr
+
+
 # cache.
 
 
