@@ -192,6 +192,13 @@ def _mask(kind: str, text: str) -> int:
     return int(text, 8)
 
 
+class WholeNumber(click.IntRange):
+    """A number from ``min`` upwards. The largest one is only what formats can hold."""
+
+    def _describe_range(self) -> str:
+        return f"from {self.min} upwards"
+
+
 def is_secret(name: str) -> bool:
     """Tell whether a setting or variable of this name holds a secret, not the name of a file."""
     return _SECRET.fullmatch(name.replace("-", "_")) is not None

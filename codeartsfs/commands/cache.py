@@ -199,7 +199,7 @@ def list_(tier: "DiskTier", root: Path, logs: bool, as_json: bool) -> None:
         _table(rows, right={1, 2, 3})
 
 
-@cache.command()
+@cache.command(short_help="Compare checksums, remove what is damaged.")
 @click.option("--keep", is_flag=True, help="Leave damaged entries where they are.")
 @_on_cache
 def verify(tier: "DiskTier", root: Path, keep: bool) -> None:
@@ -280,7 +280,7 @@ records_argument = click.argument(
 )
 
 
-@cache.command()
+@cache.command(short_help="Never evict the logs of RECORD.")
 @records_argument
 @partial(_on_cache, creates=True)
 def pin(tier: "DiskTier", root: Path, records: tuple[str, ...]) -> None:

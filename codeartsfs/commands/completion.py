@@ -194,7 +194,7 @@ def _rows(ctx: click.Context, sql: str, *values: object) -> list[Any]:
 # The command.
 
 
-@click.command()
+@click.command(short_help="Print or install what completes commands at TAB.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.option("--install", is_flag=True, help="Write it to where the shell looks, for this user.")
 def completion(shell: str, install: bool) -> None:

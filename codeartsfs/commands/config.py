@@ -62,7 +62,7 @@ _DEFAULTS: Mapping[str, Callable[[], str]] = {
 
 
 @_takes_all_settings
-@config.command("show")
+@config.command("show", short_help="Show every setting as mount would have it.")
 @click.option("--json", "as_json", is_flag=True, help="For programs; with origins.")
 @click.option("--origin", is_flag=True, help="Say where each comes from.")
 @config_option
@@ -155,7 +155,7 @@ def _connection(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     return api, who
 
 
-@config.command("check")
+@config.command("check", short_help="Check files and the environment.")
 @click.argument("paths", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 def check(paths: tuple[Path, ...]) -> None:
     """Check FILE, else the files and the environment that mount would read.

@@ -29,7 +29,7 @@ _MARKS = {"ok": "✓", "warning": "!", "failed": "✗", "skipped": "-"}
 _ASCII_MARKS = {"ok": "ok  ", "warning": "warn", "failed": "FAIL", "skipped": "-   "}
 
 
-@click.command()
+@click.command(short_help="Find out why it does not work, and say what to do.")
 @click.argument("mountpoint", type=mount_point, required=False)
 @click.option("--json", "as_json", is_flag=True, help="A list of findings for programs.")
 @api_options

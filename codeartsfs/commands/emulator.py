@@ -43,7 +43,7 @@ def _jobs_and_builds(
     return jobs, builds
 
 
-@click.command()
+@click.command(short_help="Serve the API on 127.0.0.1, from recordings.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: any free one.")
 @click.option(
     "--recordings",
@@ -81,7 +81,7 @@ def emulator(
     serve(port, recordings, synthetic, faults)
 
 
-@click.command()
+@click.command(short_help="Show recorded builds: no account, no network.")
 @click.option("--stay", is_flag=True, help="No tour: keep the mount to play with, until Ctrl-C.")
 def demo(stay: bool) -> None:
     """Mount recorded builds, with no account and no network, and show what that is good for.

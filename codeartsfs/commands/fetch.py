@@ -16,6 +16,7 @@ from codeartsfs.commands.options import (
     logging_options,
     selection_options,
 )
+from codeartsfs.config import WholeNumber
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,7 @@ _LABEL_LENGTH = 32
 @click.option(
     "-j",
     "--jobs",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Logs downloaded at the same time.  [default: --max-downloads]",
 )

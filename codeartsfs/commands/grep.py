@@ -19,6 +19,7 @@ from codeartsfs.commands.options import (
     logging_options,
     selection_options,
 )
+from codeartsfs.config import WholeNumber
 
 if TYPE_CHECKING:
     from codeartsfs.batch import Wanted
@@ -56,13 +57,16 @@ _values = {
 def _grep_options(command: Any) -> Any:
     for flag, text in reversed(_values.items()):
         name = f"value_{flag[1:]}"
-        command = click.option(flag, name, type=click.IntRange(0), metavar="N", help=text)(command)
+        command = click.option(flag, name, type=WholeNumber(min=0), metavar="N", help=text)(command)
     for flag, text in reversed(_flags.items()):
         command = click.option(flag, f"flag_{flag[1:]}", is_flag=True, help=text)(command)
     return command
 
 
-@click.command(context_settings={"help_option_names": ["--help"]})
+@click.command(
+    short_help="Search logs, downloading ahead.",
+    context_settings={"help_option_names": ["--help"]},
+)
 @click.argument(
     "words",
     metavar="PATTERN RECORD|JOB...",

@@ -16,7 +16,7 @@ _REASONS = {
 }
 
 
-@click.command("log-level")
+@click.command("log-level", short_help="Log more, or less, without a restart.")
 @click.argument("mountpoint", type=mount_point)
 @click.argument("level", type=click.Choice(["debug", "info", "warning", "error"]))
 def log_level(mountpoint: Path, level: str) -> None:

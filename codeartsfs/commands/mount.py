@@ -128,7 +128,7 @@ def umount(mountpoint: Path, lazy: bool) -> None:
         exits.refuse(str(error), exits.MOUNT_POINT)
 
 
-@click.command()
+@click.command(short_help="Look at the API now, however new what is known.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
 def refresh(paths: tuple[str, ...]) -> None:
     """Look at the API now for each PATH in a mount, however new what is known of it is.

@@ -33,7 +33,7 @@ _READ_BYTES = 1 << 20
 _MOUNT_PATIENCE_S = 2.0
 
 
-@click.command("open")
+@click.command("open", short_help="Show the log that matters, in a pager or an editor.")
 @click.argument("name", metavar="RECORD|JOB", shell_complete=completion.records_and_jobs)
 @click.argument("stage", required=False)
 @click.option("--pager", "how", flag_value="pager", help="In $PAGER, or less.  [on a terminal]")

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from codeartsfs.commands import completion, files
+from codeartsfs.config import WholeNumber, names, project_id, rate, seconds, size_bytes
 from codeartsfs.config import mount_options as parse_mount_options
-from codeartsfs.config import names, project_id, rate, seconds, size_bytes
 
 Decorator = Callable[[Any], Any]
 
@@ -64,7 +64,7 @@ api_options = _group(
     ),
     _option(
         "--builds-per-job",
-        type=click.IntRange(min=1, max=2**31 - 1),
+        type=WholeNumber(min=1, max=2**31 - 1),
         metavar="N",
         default=100,
         show_default=True,
@@ -72,7 +72,7 @@ api_options = _group(
     ),
     _option(
         "--max-downloads",
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         metavar="N",
         default=16,
         show_default=True,
@@ -154,7 +154,7 @@ mount_options = _group(
     ),
     _option(
         "--prefetch",
-        type=click.IntRange(min=0),
+        type=WholeNumber(min=0),
         metavar="N",
         default=12,
         show_default=True,
@@ -196,7 +196,7 @@ selection_options = _group(
     ),
     click.option(
         "--builds",
-        type=click.IntRange(min=1, max=2**31 - 1),
+        type=WholeNumber(min=1, max=2**31 - 1),
         default=1,
         metavar="N",
         show_default=True,

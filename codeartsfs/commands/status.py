@@ -42,7 +42,7 @@ Look = dict[str, Any]
 Row = tuple[str, str]
 
 
-@click.command()
+@click.command(short_help="Tell what mounts are doing, and what was slow.")
 @click.argument("mountpoint", required=False, type=mount_point, shell_complete=completion.mounts)
 @click.option("--json", "as_json", is_flag=True, help="For programs: a list, one object per mount.")
 @click.option("--watch", is_flag=True, help="Look again every second, until Ctrl-C.")

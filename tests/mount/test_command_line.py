@@ -262,7 +262,7 @@ def test_a_crash_leaves_no_core_dump_with_secrets_in_it(rig: Rig, emulator: Emul
         (["--cache-size", "lots"], "'lots' is not a size"),
         (["--project", "web-app"], "'web-app' is not the id of a CodeArts project"),
         (["--project", "C" * 32], "is not the id of a CodeArts project"),
-        (["--builds-per-job", "0"], "0 is not in the range"),
+        (["--builds-per-job", "0"], "0 is not in the range from 1 upwards"),
         (["--deadline", "-1"], "-1"),
         (["--deadline", "soon"], "soon"),
         (["--stat-size", "guess"], "guess"),
@@ -379,6 +379,14 @@ def test_help_tells_of_all_there_is_to_browsing(rig: Rig) -> None:
     assert (outcome.code, outcome.err) == (0, b"")
     assert b"--project ID " in outcome.out
     assert b"--builds-per-job N " in outcome.out
+
+
+@pytest.mark.parametrize("group", [(), ("cache",), ("config",)], ids=" ".join)
+def test_no_summary_of_a_command_is_cut_off(rig: Rig, group: tuple[str, ...]) -> None:
+    outcome = codeartsfs(rig, *group, "--help", COLUMNS="80")
+    summaries = outcome.out.decode().partition("Commands:\n")[2].splitlines()
+    assert summaries
+    assert [line for line in summaries if line.endswith("...")] == []
 
 
 # The background.
