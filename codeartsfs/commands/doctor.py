@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from codeartsfs.commands import exits
+from codeartsfs.commands import completion, exits
 from codeartsfs.commands.connect import api_address, cache_directory, credentials_for
 from codeartsfs.commands.files import SYSTEM_FILE, user_file
 from codeartsfs.commands.options import (
@@ -30,7 +30,7 @@ _ASCII_MARKS = {"ok": "ok  ", "warning": "warn", "failed": "FAIL", "skipped": "-
 
 
 @click.command(short_help="Find out why it does not work, and say what to do.")
-@click.argument("mountpoint", type=mount_point, required=False)
+@click.argument("mountpoint", type=mount_point, required=False, shell_complete=completion.mounts)
 @click.option("--json", "as_json", is_flag=True, help="A list of findings for programs.")
 @api_options
 @cache_options
@@ -39,7 +39,8 @@ def doctor(mountpoint: Path | None, as_json: bool, **settings: Any) -> None:
     """Find out why mounting or reading does not work, and say what to do.
 
     Looks at FUSE, mounts, settings, credentials, the way to the API, the cache and this
-    machine, with one call of the API. With MOUNTPOINT, at that mount.
+    machine, with one call of the API. With MOUNTPOINT, at that mount, and at its API unless
+    another is given.
 
     Exit codes: 0 all well, warnings included, 1 something failed, 2 usage.
     """
@@ -61,7 +62,10 @@ def _findings(mountpoint: Path | None, settings: dict[str, Any]) -> Iterator["Fi
     from codeartsfs.doctor import access, cache, machine, mounts
     from codeartsfs.doctor.findings import examine, failed, ok
 
-    yield from mounts.mounts(mountpoint)  # in processes of their own, before there are threads
+    # In processes of their own, before there are threads.
+    yield from mounts.mounts(mountpoint)
+    if mountpoint is not None and not settings["region"] and not settings["endpoint"]:
+        settings = {**settings, "endpoint": mounts.endpoint(mountpoint)}
     yield from examine("FUSE device", machine.fuse_device)
     yield from examine("fusermount3", machine.fusermount)
     yield from examine("fuse.conf", machine.fuse_conf)

@@ -9,6 +9,7 @@ from pathlib import Path
 from codeartsfs.asking import NoAnswer, asked
 from codeartsfs.doctor.findings import Finding, State, failed, ok, warning
 from codeartsfs.fs import mountpoint
+from codeartsfs.names import CONTROL_DIR, STATUS_FILE
 from codeartsfs.spelling import spell_path
 
 _TIMEOUT_S = 3.0
@@ -22,10 +23,26 @@ def mounts(chosen: Path | None) -> Sequence[Finding]:
     path = chosen.parent.resolve() / chosen.name
     if path not in ours:  # so looking at it cannot hang
         path = path.resolve()
+    if path not in ours and path in mountpoint.mounts():
+        found = f"{spell_path(path)} is somebody else's mount"
+        return [warning("mount", found, "ask as who mounted it, or as root")]
     if path not in ours:
         found = f"{spell_path(path)} is not a mount of this user"
         return [failed("mount", found, f"mount it: codeartsfs mount {spell_path(path)}")]
     return [_chosen(path)]
+
+
+def endpoint(chosen: Path) -> str | None:
+    """Return the API of a mount of this user, as the mount tells it; None where it does not."""
+    path = chosen.parent.resolve() / chosen.name
+    if path not in mountpoint.mounts(by=os.geteuid()):
+        return None
+    try:
+        told = json.loads(asked((path / CONTROL_DIR / STATUS_FILE).read_bytes, _TIMEOUT_S))
+    except (NoAnswer, OSError, ValueError):
+        return None
+    address = told.get("endpoint")
+    return address if isinstance(address, str) else None
 
 
 def _answers(path: Path) -> Finding:
@@ -53,7 +70,7 @@ def _chosen(path: Path) -> Finding:
     answers = _answers(path)
     if answers.state is not State.OK:
         return answers
-    witness = path / ".codeartsfs" / "status.json"
+    witness = path / CONTROL_DIR / STATUS_FILE
     try:
         status = json.loads(asked(witness.read_bytes, _TIMEOUT_S))
     except (NoAnswer, OSError, ValueError) as failure:

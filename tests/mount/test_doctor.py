@@ -11,6 +11,7 @@ import pytest
 from .rig import COMMAND, TOKEN, Emulator, Outcome, Rig, wait_until, write_record
 
 pytestmark = pytest.mark.fuse
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root alone can be somebody else")
 
 
 @pytest.fixture(scope="session")
@@ -130,3 +131,23 @@ def test_without_endpoint_or_credentials_what_needs_them_is_skipped(rig: Rig) ->
     assert found["endpoint"]["state"] == "failed"
     assert found["API call"]["found"] == "skipped because there is no endpoint"
     assert found["versions"]["state"] == "ok"
+
+
+def test_a_mount_that_is_named_tells_its_api(rig: Rig, emulator: Emulator) -> None:
+    mounted = rig.mount(emulator)
+    outcome = doctor(rig, mounted.path, "--json", "--cache-dir", "none")
+    found = findings(outcome)
+    assert found["endpoint"]["found"] == emulator.url
+    assert (outcome.code, found["API call"]["state"]) == (0, "ok")
+    other = doctor(rig, mounted.path, "--json", "--endpoint", "http://127.0.0.1:9")
+    assert findings(other)["endpoint"]["found"] == "http://127.0.0.1:9"
+
+
+@needs_root
+def test_a_mount_of_somebody_else_is_not_called_missing(rig: Rig, emulator: Emulator) -> None:
+    mounted = rig.mount(emulator)
+    nobody = ("setpriv", "--reuid=65534", "--clear-groups")
+    outcome = rig.run(*nobody, *COMMAND, "doctor", mounted.path, "--json", "--cache-dir", "none")
+    mount = findings(outcome)["mount"]
+    assert (mount["state"], "is somebody else's mount" in mount["found"]) == ("warning", True)
+    assert "codeartsfs mount" not in mount["fix"]
