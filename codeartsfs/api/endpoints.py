@@ -1,6 +1,7 @@
 """Where the API lives: regions, hosts, and which addresses a secret may be sent to."""
 
 import ipaddress
+from difflib import get_close_matches
 
 import httpx
 
@@ -32,8 +33,14 @@ def endpoint_for_region(name: str) -> str:
         EndpointError: the region is not in ``REGIONS``.
     """
     if name not in REGIONS:
-        raise EndpointError(f"unknown region {name!r}; known: {', '.join(REGIONS)}")
+        raise _unknown_region(name)
     return f"https://cloudbuild-ext.{name}.myhuaweicloud.com"
+
+
+def _unknown_region(name: str) -> EndpointError:
+    close = get_close_matches(name, REGIONS, n=1, cutoff=0.8)
+    meant = f"did you mean {close[0]}? " if close else ""
+    return EndpointError(f"unknown region {name!r}; {meant}known: {', '.join(REGIONS)}")
 
 
 def iam_endpoint_for_region(name: str) -> str:
@@ -43,7 +50,7 @@ def iam_endpoint_for_region(name: str) -> str:
         EndpointError: the region is not in ``REGIONS``.
     """
     if name and name not in REGIONS:
-        raise EndpointError(f"unknown region {name!r}; known: {', '.join(REGIONS)}")
+        raise _unknown_region(name)
     return f"https://iam.{name + '.' if name else ''}myhuaweicloud.com"
 
 

@@ -162,7 +162,7 @@ def list_(tier: "DiskTier", root: Path, logs: bool, as_json: bool) -> None:
                 "record": record,
                 "bytes": _bytes(entries),
                 "logs": [_log_document(tier, entry) for entry in entries] if logs else len(entries),
-                "used_s": used_ns // 10**9 if entries else None,
+                "used_at_s": used_ns // 10**9 if entries else None,
                 "pinned": record in pinned,
                 "job": job.name if job else None,
                 "build_number": build.build_no if build else None,
@@ -263,7 +263,13 @@ def clear(tier: "DiskTier", root: Path, pinned_too: bool, yes: bool) -> None:
     """Remove all logs but those of pinned records."""
     going = [entry for entry in tier.entries() if pinned_too or not entry.pinned]
     if not yes:
-        click.confirm(f"Remove {_amount(going)} from {root}?", abort=True)
+        try:
+            sure = click.confirm(f"Remove {_amount(going)} from {root}?")
+        except click.Abort:
+            click.echo()
+            exits.refuse("nobody answered, nothing was removed; --yes does not ask", exits.FAILURE)
+        if not sure:
+            exits.refuse("nothing was removed", exits.FAILURE)
     if pinned_too:
         for record in tier.pinned_records():
             tier.unpin(record)
@@ -343,7 +349,7 @@ def _log_document(tier: "DiskTier", entry: "Entry") -> dict[str, Any]:
     return {
         "log": entry.key.file_name,
         "bytes": entry.size_bytes,
-        "used_s": entry.used_ns // 10**9,
+        "used_at_s": entry.used_ns // 10**9,
         "final": footer.final if footer else None,
         "sha256": footer.sha256 if footer else None,
     }

@@ -680,7 +680,8 @@ def _claim(root: Path, *, private: bool = False) -> None:
         status = root.lstat()
     except OSError as error:
         raise CacheDirectoryError(
-            f"cannot create the cache directory {root}: {error.strerror}"
+            f"cannot create the cache directory {root}: {error.strerror};"
+            " choose another with --cache-dir"
         ) from error
     if not stat.S_ISDIR(status.st_mode):
         raise CacheDirectoryError(f"the cache directory {root} is not a directory")

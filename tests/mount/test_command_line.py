@@ -389,6 +389,11 @@ def test_no_summary_of_a_command_is_cut_off(rig: Rig, group: tuple[str, ...]) ->
     assert [line for line in summaries if line.endswith("...")] == []
 
 
+def test_a_region_that_is_nearly_one_is_guessed(rig: Rig, point: Path) -> None:
+    outcome = codeartsfs(rig, "mount", point, "--region", "cn-nroth-4", **CREDENTIALS)
+    assert "did you mean cn-north-4?" in refusal(outcome, EXIT_USAGE)
+
+
 # The background.
 
 

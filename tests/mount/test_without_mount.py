@@ -535,6 +535,8 @@ def test_clear_asks_and_leaves_what_is_pinned(run: Commands, keep: Commands) -> 
     run("fetch", "--pin", SECOND)
     assert keep("cache", "clear", stdin=b"n\n").code == 1
     assert len(keep.kept()) == 4
+    assert "--yes" in error(keep("cache", "clear", stdin=b""))
+    assert len(keep.kept()) == 4
     assert keep("cache", "clear", stdin=b"y\n").code == 0
     assert {name.split("/")[0] for name in keep.kept()} == {SECOND}
     assert keep("cache", "clear", "--yes", "--pinned-too").code == 0
