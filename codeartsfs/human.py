@@ -22,6 +22,6 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
-def count(number: int, noun: str) -> str:
-    """Write a number of things: ``1 log``, ``1,234 logs``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Write a number of things: ``1 log``, ``1,234 logs``, ``3 retries``."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

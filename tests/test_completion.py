@@ -79,6 +79,8 @@ def test_what_can_be_unmounted_is_what_is_mounted(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(mountpoint, "mounts", lambda: paths)
     assert list(offered("", "umount")) == ["/mnt/builds", "/srv/ci logs"]
     assert list(offered("/mnt", "umount")) == ["/mnt/builds"]
+    for command in ("status", "doctor", "log-level"):
+        assert list(offered("/mnt", command)) == ["/mnt/builds"]
     assert list(offered("mnt/", "umount")) == DIRECTORIES
 
 

@@ -27,3 +27,10 @@ def test_sizes_have_at_most_three_digits_before_their_unit(size_bytes: int, text
 )
 def test_spans_are_told_by_their_largest_unit(seconds: float, text: str) -> None:
     assert human.span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 retries"), (1, "1 retry"), (1234, "1,234 retries")]
+)
+def test_one_thing_is_no_plural(number: int, text: str) -> None:
+    assert human.count(number, "retry", "retries") == text

@@ -74,6 +74,11 @@ def directories(
     return [CompletionItem(incomplete, type="dir")]
 
 
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What ``click.Path`` completes, for arguments that click must not look at: it could hang."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 def mounts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete mounts of ours, dead or alive; other directories where none fits."""
     from codeartsfs.fs import mountpoint

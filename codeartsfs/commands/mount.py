@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from codeartsfs.commands.options import (
     mount_options,
 )
 from codeartsfs.config import MountConfig, MountOptions, mount_point
+
+_ANSWER_TIMEOUT_S = 5.0
+_REFRESH_TIMEOUT_S = 600.0
 
 
 @click.command()
@@ -129,17 +133,29 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
 
 @click.command(short_help="Look at the API now, however new what is known.")
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument(
+    "paths", metavar="PATH...", nargs=-1, required=True, shell_complete=completion.files
+)
 def refresh(paths: tuple[str, ...]) -> None:
     """Look at the API now for each PATH in a mount, however new what is known of it is.
 
     Of use where the API does not tell whether a log can still grow. A PATH may be a log, a
     record, a job or by-job itself. Exit code 1 where one could not be refreshed.
     """
+    from codeartsfs.asking import NoAnswer, asked
+    from codeartsfs.commands.status import mount_of
+
     failed = False
     for path in paths:
         try:
-            outcome = os.getxattr(path, "user.codearts.refresh").decode()
+            point = mount_of(Path(path))
+            if point is not None:  # a daemon that is there may take as long as its --deadline
+                asked(partial(_answers, point), _ANSWER_TIMEOUT_S)
+            refreshed = partial(os.getxattr, path, "user.codearts.refresh")
+            outcome = asked(refreshed, _REFRESH_TIMEOUT_S).decode()
+        except NoAnswer as error:
+            click.echo(f"Error: {path}: {error}", err=True)
+            failed = True
         except OSError as error:
             not_ours = error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)
             reason = "nothing that a mount of codeartsfs shows" if not_ours else error.strerror
@@ -149,3 +165,8 @@ def refresh(paths: tuple[str, ...]) -> None:
             click.echo(f"{path}: {outcome}")
     if failed:
         sys.exit(exits.FAILURE)
+
+
+def _answers(point: Path) -> None:
+    """Return when the daemon of a mount answers; raises OSError where it is gone."""
+    os.statvfs(point)

@@ -61,7 +61,7 @@ def status(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may have ignored it
     with suppress(KeyboardInterrupt) if watch else nullcontext():
         # One that is named is looked at even when it is gone, should it come back.
-        named = None if mountpoint is None else _mount_of(mountpoint)
+        named = None if mountpoint is None else mount_of(mountpoint)
         if mountpoint is not None and named is None:
             exits.refuse(
                 f"{spell_path(mountpoint)} is not a mount of codeartsfs", exits.MOUNT_POINT
@@ -98,7 +98,7 @@ def _from_now_on(looks: list[Look], looker: "_Looker") -> Iterator[list[Look]]:
         looks = looker.look()
 
 
-def _mount_of(path: Path) -> Path | None:
+def mount_of(path: Path) -> Path | None:
     """Return the mount of ours that a path is, or is in; None where there is none."""
     from codeartsfs.fs.mountpoint import mounts
 
@@ -140,7 +140,8 @@ class _Looker:
             return {**said, "state": said["api"]["condition"]}
         except NoAnswer as failure:
             self._stuck[path] = question
-            state, error = "stuck", str(failure)
+            end = f"codeartsfs umount --lazy {shlex.quote(spell_path(path))}"
+            state, error = "stuck", f"{failure}; end it, or: {end}"
         except OSError as failure:
             state, error = "unreadable", f"{STATUS_FILE} cannot be read: {failure.strerror}"
             if failure.errno in (errno.ENOTCONN, errno.ECONNABORTED):
@@ -222,7 +223,7 @@ def _rows(look: Look) -> Iterator[Row]:
         yield "", f"last error{_since(api['last_error_at_s'])}: {api['last_error']}"
     yield (
         "requests",
-        f"{api['requests']:,}, {api['retries']:,} retries,"
+        f"{api['requests']:,}, {human.count(api['retries'], 'retry', 'retries')},"
         f" {api['throttled']:,} throttled,"
         f" {human.size(api.get('received_bytes', 0))} received",
     )

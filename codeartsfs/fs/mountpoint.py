@@ -170,6 +170,8 @@ def unmount(path: Path, *, lazy: bool = True) -> None:
         kind = mounted_type(resolved)
     if kind != FS_TYPE:
         raise MountPointError(f"{path} is not a mount of codeartsfs")
+    if os.geteuid() != 0 and resolved not in mounts(by=os.geteuid()):
+        raise MountPointError(f"{path} is somebody else's: who mounted it, or root, can unmount it")
     if not lazy:
         _is_dead(resolved)  # raises where the daemon does not answer: unmounting would wait for it
     if os.geteuid() == 0:
@@ -185,8 +187,10 @@ def unmount(path: Path, *, lazy: bool = True) -> None:
     except subprocess.TimeoutExpired:
         raise MountPointError(f"{path}: {command[0]} did not come back") from None
     if outcome.returncode != 0:
-        reason = " ".join(outcome.stderr.split()) or f"exit code {outcome.returncode}"
-        advice = "" if lazy else "; close what is open there, or use --lazy"
+        # umount(8) says "umount: DIR: target is busy.", fusermount3 much the same.
+        said = " ".join(outcome.stderr.split()).rstrip(".")
+        reason = said.rpartition(": ")[2] or f"exit code {outcome.returncode}"
+        advice = "" if lazy else "; close what is open there and leave the directory, or use --lazy"
         raise MountPointError(f"cannot unmount {path}: {reason}{advice}")
 
 

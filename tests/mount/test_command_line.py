@@ -130,6 +130,49 @@ def test_umount_of_a_busy_mount_is_refused_unless_lazy(rig: Rig, emulator: Emula
     assert mounted.process.wait(timeout=15) == 0
 
 
+def test_what_umount_says_of_a_busy_mount_is_one_sentence(rig: Rig, emulator: Emulator) -> None:
+    mounted = rig.mount(emulator)
+    with (mounted / f"{record_id(0)}/stage1.info.log").open():
+        error = refusal(codeartsfs(rig, "umount", mounted.path), EXIT_MOUNT_POINT)
+    assert error.count(os.fspath(mounted.path)) == 1
+    assert ".;" not in error
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can be somebody else")
+def test_a_mount_of_somebody_else_is_not_called_busy(rig: Rig, emulator: Emulator) -> None:
+    mounted = rig.mount(emulator)
+    nobody = ("setpriv", "--reuid=65534", "--clear-groups")
+    error = refusal(rig.run(*nobody, *COMMAND, "umount", mounted.path), EXIT_MOUNT_POINT)
+    assert "is somebody else's" in error
+    error = refusal(rig.run(*nobody, *COMMAND, "log-level", mounted.path, "info"), EXIT_MOUNT_POINT)
+    assert "somebody else's" in error
+    assert is_mounted(mounted.path)
+
+
+def test_refreshing_what_is_stuck_comes_back(rig: Rig, emulator: Emulator) -> None:
+    mounted = rig.mount(emulator)
+    mounted.process.send_signal(signal.SIGSTOP)
+    try:
+        outcome = codeartsfs(rig, "refresh", mounted / record_id(0))
+        assert (outcome.code, outcome.out) == (1, b"")
+        assert b"its daemon is stopped or stuck" in outcome.err
+    finally:
+        mounted.process.send_signal(signal.SIGCONT)
+
+
+def test_ctrl_c_ends_who_waits_for_a_stuck_mount(rig: Rig, emulator: Emulator) -> None:
+    mounted = rig.mount(emulator)
+    mounted.process.send_signal(signal.SIGSTOP)
+    try:
+        waiting = rig.start(*COMMAND, "log-level", mounted.path, "info")
+        children = Path(f"/proc/{waiting.pid}/task/{waiting.pid}/children")
+        wait_until(lambda: children.read_text() != "")  # which ask
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=5) == 130
+    finally:
+        mounted.process.send_signal(signal.SIGCONT)
+
+
 def test_a_dead_mount_can_be_unmounted(rig: Rig, emulator: Emulator) -> None:
     mounted = rig.mount(emulator)
     mounted.kill()
