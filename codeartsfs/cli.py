@@ -45,13 +45,6 @@ class _Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # no second try at the end
             exits.refuse(f"cannot write the output: {error.strerror}", exits.FAILURE)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo(err=True)  # the shell's prompt, not behind the ^C
-            sys.exit(exits.INTERRUPTED)
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
 
@@ -72,10 +65,11 @@ class _Commands(click.Group):
             raise click.UsageError(f"No such command {args[0]!r}{advice}", ctx)
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> object:
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # of which click would make 1: of grep "nothing found"
+            click.echo(err=True)  # the shell's prompt, not behind the ^C
             sys.exit(exits.INTERRUPTED)
 
 
