@@ -92,6 +92,7 @@ class Bench:
                 f"--endpoint={self.url}",
                 f"--cache-dir={self.folder / cache}",
                 "--max-requests-per-second=0",
+                f"--log-file={self.folder / 'mount.log'}",
                 "--daemon",
                 *options,
             ],
