@@ -52,14 +52,33 @@ _values = {
     "-B": "Lines before each match.",
     "-C": "Lines around each match.",
 }
+_long_names = {
+    "-i": "--ignore-case",
+    "-F": "--fixed-strings",
+    "-E": "--extended-regexp",
+    "-P": "--perl-regexp",
+    "-w": "--word-regexp",
+    "-x": "--line-regexp",
+    "-v": "--invert-match",
+    "-c": "--count",
+    "-l": "--files-with-matches",
+    "-o": "--only-matching",
+    "-a": "--text",
+    "-q": "--quiet",
+    "-m": "--max-count",
+    "-A": "--after-context",
+    "-B": "--before-context",
+    "-C": "--context",
+}
 
 
 def _grep_options(command: Any) -> Any:
     for flag, text in reversed(_values.items()):
-        name = f"value_{flag[1:]}"
-        command = click.option(flag, name, type=WholeNumber(min=0), metavar="N", help=text)(command)
+        names = (flag, _long_names[flag], f"value_{flag[1:]}")
+        command = click.option(*names, type=WholeNumber(min=0), metavar="N", help=text)(command)
     for flag, text in reversed(_flags.items()):
-        command = click.option(flag, f"flag_{flag[1:]}", is_flag=True, help=text)(command)
+        names = (flag, _long_names[flag], f"flag_{flag[1:]}")
+        command = click.option(*names, is_flag=True, help=text)(command)
     return command
 
 

@@ -562,6 +562,8 @@ def test_a_mount_reads_on_while_its_cache_is_cleared(
     [
         ["ERROR"],
         ["-i", "error"],
+        ["--ignore-case", "--count", "error"],
+        ["--max-count=2", "--only-matching", "ERROR"],
         ["-c", "ERROR"],
         ["-l", "two"],
         ["-v", "-E", "INFO|plain"],
