@@ -113,7 +113,9 @@ def open_log(
             environment = {"LESS": "-R", **os.environ}  # colours, and no other escapes
             code = subprocess.run([*program, os.fspath(shown)], env=environment).returncode
         except OSError as error:
-            exits.refuse(f"{program[0]}: {error.strerror}", exits.FAILURE)
+            variable = "EDITOR" if how == "editor" else "PAGER"
+            advice = f"see to {variable}, or use --print"
+            exits.refuse(f"cannot run {program[0]}: {error.strerror}; {advice}", exits.FAILURE)
     if code:
         sys.exit(exits.FAILURE)
 

@@ -394,6 +394,13 @@ def test_a_record_can_be_pinned_before_it_is_here(run: Commands) -> None:
     assert run.kept() == set()
 
 
+def test_an_editor_that_is_not_there_is_named_with_its_variable(run: Commands) -> None:
+    outcome = run("open", FIRST, "--editor", VISUAL="", EDITOR="no-such-editor")
+    assert outcome.code == 1
+    assert "no-such-editor" in error(outcome)
+    assert "EDITOR" in error(outcome).removeprefix("Error: cannot run no-such-editor")
+
+
 # What is printed, and to whom.
 
 
