@@ -36,6 +36,8 @@ if "_CODEARTSFS_COMPLETE" in os.environ:  # click chooses the shell before it lo
 
 class _Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
+        if sys.stdout is None:  # it was closed; what is opened now takes its number
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end
         # Click itself ends quietly where nobody reads any more.
         try:
             return super().main(*args, **extra)

@@ -54,8 +54,7 @@ def status(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
     Exit codes: 0 all is well, 1 something is wrong (the API is down or refuses the credentials, a
     mount is dead or does not answer), 2 usage, 4 nothing is mounted there, or anywhere.
     """
-    terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it is closed
-    dumb = not terminal or os.environ.get("TERM") == "dumb"
+    dumb = not sys.stdout.isatty() or os.environ.get("TERM") == "dumb"
     if watch and not as_json and dumb:
         raise click.UsageError("--watch needs a terminal; for programs there is --json --watch")
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may have ignored it

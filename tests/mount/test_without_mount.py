@@ -434,6 +434,20 @@ def test_a_reader_that_leaves_is_no_error(run: Commands, arguments: tuple[str, .
     assert b"Traceback" not in process.stderr
 
 
+@pytest.mark.parametrize("arguments", [*PRINTING, ("status",), ("doctor",)], ids=" ".join)
+def test_an_output_that_is_closed_is_nobodys_mistake(
+    run: Commands, arguments: tuple[str, ...]
+) -> None:
+    process = subprocess.run(
+        ["bash", "-c", 'exec "$@" >&-', "bash", *run.line(*arguments)],
+        env=run.environment(),
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    assert b"Traceback" not in process.stderr
+
+
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
 def test_an_output_that_is_full_is_said_in_one_line(
     run: Commands, arguments: tuple[str, ...]
