@@ -133,7 +133,9 @@ class Selection:
             if run.stage == stage or run.display_name.casefold() == text.casefold():
                 return run.stage
         names = [name for run in runs or () for name in (run.stage.name, run.display_name) if name]
-        raise UnknownName(f"{named.label} has no stage {text!r}" + _suggestion(text, names))
+        one_each = [run.display_name or run.stage.name for run in runs or ()]
+        advice = _suggestion(text, names, one_each)
+        raise UnknownName(f"{named.label} has no stage {text!r}{advice}")
 
     async def _at(self, prefix: str, path: str, builds: int) -> list[Named]:
         """Return what a path means that begins at the root of a mount, or with a job."""
@@ -270,10 +272,12 @@ def _number(which: Which) -> bool:
     return isinstance(which, int)
 
 
-def _suggestion(name: str, names: Iterable[str]) -> str:
+def _suggestion(name: str, names: Iterable[str], listed: Collection[str] = ()) -> str:
+    """Return what may have been meant, else what there is: ``listed``, or all names, if few."""
     by_folded = {known.casefold(): known for known in names}
     close = get_close_matches(name.casefold(), by_folded, n=1)
     if close:
         return f"; did you mean {by_folded[close[0]]!r}?"
-    few = len(by_folded) in range(1, _FEW + 1)
-    return f"; there are: {', '.join(map(repr, by_folded.values()))}" if few else ""
+    there = listed or by_folded.values()
+    few = len(there) in range(1, _FEW + 1)
+    return f"; there are: {', '.join(map(repr, there))}" if few else ""

@@ -26,12 +26,18 @@ from .rig import (
 
 pytestmark = pytest.mark.fuse
 
-FIRST, SECOND, THIRD, MISSING = (record_id(number) for number in range(4))
+FIRST, SECOND, THIRD, MISSING, LONG = (record_id(number) for number in range(5))
 PROJECT = JOB["project_id"]
 HOSTILE = {
     "job_id": "10b00000000000000000000000000002",
     "name": "evil\x1b[2J/\u202ejob",
     "build_project_id": "b0000000-0000-0000-0000-000000000002",
+    "project_id": PROJECT,
+}
+MANY = {
+    "job_id": "10b00000000000000000000000000003",
+    "name": "many-steps",
+    "build_project_id": "b0000000-0000-0000-0000-000000000003",
     "project_id": PROJECT,
 }
 EVIL = "evil%1B[2J%2F%E2%80%AEjob"
@@ -56,6 +62,10 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_record(folder, 0, logs, display_names={"stage2": "Maven build"})
     write_record(folder, 1, logs, failed="stage1")
     write_record(folder, 2, ODD, job=HOSTILE)
+    steps = {f"stage{number}": f"Step {number}" for number in range(1, 7)}
+    write_record(
+        folder, 4, {f"{stage}.info.log": TEXT for stage in steps}, job=MANY, display_names=steps
+    )
     return folder
 
 
@@ -392,6 +402,13 @@ def test_a_record_can_be_pinned_before_it_is_here(run: Commands) -> None:
     assert run("cache", "unpin", FIRST).out == f"{FIRST}: unpinned\n".encode()
     assert run("cache", "prune", "--size", "0").code == 0
     assert run.kept() == set()
+
+
+def test_a_stage_that_is_not_there_is_answered_with_those_that_are(run: Commands) -> None:
+    said = error(run("open", LONG, "9"))
+    assert "has no stage '9'; there are: " in said
+    assert "'Step 1'" in said
+    assert "'stage1'" not in said
 
 
 def test_an_editor_that_is_not_there_is_named_with_its_variable(run: Commands) -> None:
