@@ -10,6 +10,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar, cast
 
 _T = TypeVar("_T")
@@ -34,10 +35,7 @@ class Question(Generic[_T]):
         self._child = os.fork()
         if self._child == 0:
             try:
-                # Who is never answered must not keep others waiting for the end of our output.
-                null = os.open(os.devnull, os.O_RDWR)
-                for standard in {0, 1, 2} - {send}:
-                    os.dup2(null, standard)
+                _let_go_of_all_but(send)
                 with open(send, "wb") as pipe:
                     try:
                         pickle.dump((ask(), None), pipe)
@@ -67,16 +65,35 @@ class Question(Generic[_T]):
                 answer, failure = pickle.load(self._pipe)
             except EOFError:  # somebody has killed it
                 raise gone from None
-        os.waitpid(self._child, 0)
+        _wait_for(self._child, 0)
         if failure is not None:
             raise failure
         return cast(_T, answer)
 
     def over(self) -> bool:
         """Whether the process of one that was given up has ended."""
-        return os.waitpid(self._child, os.WNOHANG) != (0, 0)
+        return _wait_for(self._child, os.WNOHANG)
 
 
 def asked(ask: Callable[[], _T], timeout_s: float) -> _T:
     """Ask one question and wait for the answer; raises as ``Question.answer`` does."""
     return Question(ask, timeout_s).answer()
+
+
+def _let_go_of_all_but(pipe: int) -> None:
+    """Close what this process has of its parent: it may live for as long as a mount hangs.
+
+    Whoever reads the parent's output, or waits for what it has locked, would wait for that, too.
+    """
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor != pipe:
+            with suppress(OSError):  # of the listing itself
+                os.close(descriptor)
+
+
+def _wait_for(child: int, options: int) -> bool:
+    """Whether a child has ended."""
+    try:
+        return os.waitpid(child, options) != (0, 0)
+    except ChildProcessError:  # whoever started us ignores SIGCHLD: none is left to wait for
+        return True
