@@ -6,17 +6,21 @@ is there by name in JSON. What happens over and over is summed up.
 """
 
 import errno
+import functools
 import json
 import logging
 import logging.handlers
 import os
 import select
+import socket
+import stat
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 import click
 import platformdirs
@@ -54,7 +58,9 @@ def set_up_logging(level: str, form: str, file: str | None, background: Path | N
     handler: logging.Handler
     if file:
         try:
-            handler = logging.handlers.WatchedFileHandler(file)  # logrotate(8) may move it
+            handler = logging.handlers.WatchedFileHandler(  # logrotate(8) may move it
+                file, encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
             raise click.UsageError(f"cannot log to {file}: {error.strerror}") from None
     elif background is None:
@@ -62,9 +68,7 @@ def set_up_logging(level: str, form: str, file: str | None, background: Path | N
         if _is_journal(stderr.stream):  # which knows the time and the process
             begin, every_line = "%(name)s: ", "<%(priority)d>"
     elif _SYSLOG.exists():
-        handler = logging.handlers.SysLogHandler(
-            os.fspath(_SYSLOG), logging.handlers.SysLogHandler.LOG_DAEMON
-        )
+        handler = _SystemLog(os.fspath(_SYSLOG), _SystemLog.LOG_DAEMON)
         begin, every_line = "%(levelname)s %(name)s: ", "codeartsfs[%(process)d]: "
     else:
         handler, told = _file_of_its_own(log_file_of(background))
@@ -74,33 +78,91 @@ def set_up_logging(level: str, form: str, file: str | None, background: Path | N
     return told
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Does not wait for who reads it.
+class _Lossy(logging.Handler):
+    """Loses lines, and counts them, where whoever shall read them does not."""
 
-    A terminal that was stopped (Ctrl-S) and a pipe that nobody reads would stop the mount.
+    _lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lost, self._lost = self._lost, 0
+        if lost:
+            said = "%d lines were lost, because nobody read them"
+            super().emit(logging.LogRecord(__name__, logging.WARNING, "", 0, said, (lost,), None))
+            if self._lost:  # that one, which counts for this one
+                self._lost += lost
+                return
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # of logging
+        self._lost += 1
+
+
+class _StandardError(_Lossy, logging.StreamHandler[TextIO]):
+    """A terminal or a pipe that nobody reads (Ctrl-S, a network that is gone) stops no mount."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with suppress(OSError, ValueError, AttributeError):  # closed before we began
+            self.stream = cast(TextIO, _Unblocked(self.stream))
+
+
+class _Unblocked:
+    """A stream that takes what there is room for now, and raises BlockingIOError where it is not.
+
+    Descriptors are shared with other programs, which may not be ready for O_NONBLOCK. So what can
+    be opened once more is, and sockets have a flag for each write.
     """
 
     _PATIENCE_MS = 100  # once
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._lost = 0
+    def __init__(self, stream: TextIO) -> None:
+        self._descriptor = descriptor = stream.fileno()
+        self._encoding = stream.encoding
+        self._write: Callable[[bytes], int] = functools.partial(os.write, descriptor)
+        self._patient = True
+        self._within_line = False
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=os.dup(descriptor))
+            self._write = lambda data: self._socket.send(data, socket.MSG_DONTWAIT)
+        elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            again = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            with suppress(OSError):  # a terminal of another user
+                self._descriptor = os.open(f"/proc/self/fd/{descriptor}", again)
+                self._write = functools.partial(os.write, self._descriptor)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if not self._takes_more():
-            self._lost += 1
-            return
-        if self._lost:
-            said = "%d lines were lost, because nobody read them"
-            lost = (__name__, logging.WARNING, "", 0, said, (self._lost,), None)
-            self._lost = 0
-            super().emit(logging.LogRecord(*lost))
-        super().emit(record)
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, text: str) -> None:
+        line = "\n" * self._within_line + text
+        left = line.encode(self._encoding, "backslashreplace")
+        while left:
+            if not self._takes_more():
+                raise BlockingIOError
+            # As much as a pipe takes that takes anything.
+            written = self._write(left[: select.PIPE_BUF])
+            self._within_line = left[written - 1 : written] != b"\n"
+            left = left[written:]
+            self._patient = True
+
+    def flush(self) -> None:
+        pass
 
     def _takes_more(self) -> bool:
         poll = select.poll()
-        poll.register(self.stream, select.POLLOUT)
-        return bool(poll.poll(0 if self._lost else self._PATIENCE_MS))
+        poll.register(self._descriptor, select.POLLOUT)
+        takes = bool(poll.poll(self._PATIENCE_MS if self._patient else 0))
+        self._patient = takes
+        return takes
+
+
+class _SystemLog(_Lossy, logging.handlers.SysLogHandler):
+    """A system log that does not read stops no mount either."""
+
+    def _connect_unixsocket(self, address: str) -> None:
+        super()._connect_unixsocket(address)  # type: ignore[misc]  # opens and connects, anew at need
+        self.socket.setblocking(False)  # type: ignore[attr-defined]
 
 
 def log_file_of(mountpoint: Path) -> Path:
@@ -112,7 +174,9 @@ def log_file_of(mountpoint: Path) -> Path:
 def _file_of_its_own(path: Path) -> tuple[logging.Handler, str]:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(path, maxBytes=_KEPT_BYTES, backupCount=1)
+        handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=_KEPT_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+        )
     except OSError as error:
         nowhere = "there is no system log here: nothing is logged without --log-file"
         return logging.NullHandler(), f"Warning: {nowhere} ({path}: {error.strerror})"

@@ -3,6 +3,9 @@
 import json
 import logging
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +181,77 @@ def test_what_is_no_journal_is_told_the_time(file: Path, monkeypatch: pytest.Mon
         set_up_logging("info", "text", None)
         log.info("said")
     assert file.read_text().startswith(time.strftime("20%y-"))
+
+
+# Logs that nobody reads.
+
+MANY_LINES = """
+import logging, pathlib, sys
+from codeartsfs import diagnostics
+diagnostics._SYSLOG = pathlib.Path("log")
+background = pathlib.Path("/mnt") if sys.argv[1] == "system log" else None
+diagnostics.set_up_logging("debug", "text", None, background)
+for _ in range(2000):
+    logging.debug("%s", "x" * int(sys.argv[2]))
+"""
+
+
+def unread(kind: str) -> tuple[int, int]:
+    """Return where to write, and where nobody reads that."""
+    if kind == "terminal":
+        return os.openpty()[::-1]
+    if kind == "pipe":
+        return os.pipe()[::-1]
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return one.detach(), other.detach()
+
+
+@pytest.mark.parametrize("length", [100, 20_000])
+@pytest.mark.parametrize("kind", ["terminal", "pipe", "socket"])
+def test_standard_error_that_nobody_reads_stops_nobody(kind: str, length: int) -> None:
+    write, read = unread(kind)
+    command = [sys.executable, "-c", MANY_LINES, kind, str(length)]
+    assert subprocess.run(command, stderr=write, timeout=30, check=False).returncode == 0
+    os.close(write)
+    os.close(read)
+
+
+def test_a_system_log_that_nobody_reads_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    command = [sys.executable, "-c", MANY_LINES, "system log", "100"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unread:
+        unread.bind("log")
+        assert subprocess.run(command, timeout=30, check=False).returncode == 0
+        assert b"x" * 100 in unread.recv(65536)
+
+
+def test_a_line_that_was_cut_off_is_ended_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)  # who would wait here fails instead
+    with open(read, "rb") as reader, open(write, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        set_up_logging("debug", "text", None)
+        for _ in range(2):
+            log.debug("%s", "x" * 100_000)
+        reader.read(1 << 16)
+        log.debug("again")
+        log_text = os.read(read, 1 << 16).decode()
+    lines = [line.partition(": ")[2] for line in log_text.splitlines()]
+    assert lines[-2:] == ["2 lines were lost, because nobody read them", "again"]
+
+
+def test_a_log_file_is_utf_8_whatever_the_locale(file: Path) -> None:
+    script = """
+import logging, sys
+from codeartsfs import diagnostics
+diagnostics.set_up_logging("info", "json", sys.argv[1])
+logging.info(chr(0x6784) + chr(0x5efa))
+"""
+    command = [sys.executable, "-X", "utf8=0", "-c", script, os.fspath(file)]
+    subprocess.run(command, env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, check=True)
+    assert json.loads(file.read_bytes())["message"] == "构建"
 
 
 # Repeats.
