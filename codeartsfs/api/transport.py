@@ -12,6 +12,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from urllib.parse import unquote
 from urllib.request import getproxies, proxy_bypass
 
 import h11
@@ -285,10 +286,17 @@ def proxy_for(origin: Origin) -> httpx.URL | None:
     named = proxies.get(scheme) or proxies.get("all")
     if not named or is_loopback(host) or proxy_bypass(f"{host}:{port}"):
         return None
+    proxy: httpx.URL | None
     try:
         proxy = httpx.URL(named if "://" in named else f"http://{named}")
-    except httpx.InvalidURL as error:  # which is no httpx.HTTPError
-        raise httpx.UnsupportedProtocol(f"a proxy whose address is none: {error}") from None
+    except httpx.InvalidURL:  # which is no httpx.HTTPError
+        proxy = None
+    # A password with a # or / in it ends the host's name before its time, and is then taken for
+    # the port, or for the host: nothing of such an address is shown.
+    if proxy is None or "@" in proxy.path + unquote(proxy.query.decode()) + proxy.fragment:
+        raise httpx.UnsupportedProtocol(
+            "a proxy whose address is none (a password's #, /, ? and @ are written %23, %2F, ...)"
+        )
     if proxy.scheme not in _PORTS:
         raise httpx.UnsupportedProtocol(f"a proxy by {proxy.scheme} (http and https ones work)")
     return proxy

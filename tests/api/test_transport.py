@@ -1,5 +1,6 @@
 """The transport against a server that does exactly what a test says."""
 
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ import httpx
 import pytest
 import trio
 
-from codeartsfs.api.transport import DirectTransport, SurplusBytes
+from codeartsfs.api.transport import DirectTransport, SurplusBytes, proxy_for
 from tests.api.scripted import (
     Asked,
     Hangup,
@@ -244,6 +245,19 @@ async def test_nobody_there_is_an_error_of_connecting() -> None:
         for url in ("http://127.0.0.1:1/", "http://nobody.invalid/"):
             with pytest.raises(httpx.ConnectError):
                 await opened.handle_async_request(httpx.Request("GET", url))
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://me:s3cret#1@proxy:1", "me:s3cret/1@proxy", "http://me:4711?@proxy", "http://s3cret:x"],
+)
+def test_a_proxy_that_cannot_be_used_shows_no_password(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(httpx.UnsupportedProtocol, match="a proxy") as raised:
+        proxy_for(("https", "api.test", 443))
+    assert not re.search("s3cret|4711", str(raised.value))
 
 
 @pytest.mark.parametrize("proxy", ["http://proxy:port", "socks5://proxy"])
