@@ -5,6 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 
+def occupy_standard_files() -> None:
+    """Open what of 0, 1 and 2 was closed before we began, or another file would get the number.
+
+    What is written to standard error would be in that file, and going to the background close it.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+
+
 @contextmanager
 def detached() -> Iterator[Callable[[], None]]:
     """Run the block in a background process; the starting process never enters it.

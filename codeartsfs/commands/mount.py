@@ -55,9 +55,11 @@ def mount(
     Exit codes: 0 unmounted, 1 failure, 2 usage or configuration, 3 credentials,
     4 mount point, 5 no FUSE here.
     """
+    from codeartsfs import background
     from codeartsfs.diagnostics import set_up_logging
     from codeartsfs.fs import mountpoint as mountpoints
 
+    background.occupy_standard_files()
     session, credentials = session_config(settings)
     try:
         mountpoints.check_fuse()
@@ -82,8 +84,6 @@ def mount(
     )
     told = set_up_logging(log_level, log_format, log_file, background=where if daemon else None)
     if daemon:
-        from codeartsfs import background
-
         with background.detached() as ready:
 
             def on_ready() -> None:
