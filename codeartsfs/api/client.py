@@ -611,6 +611,7 @@ class ApiClient:
                 failure = self._hushed(trouble(error, what))
                 if isinstance(failure, TemporaryFailure):
                     failure.no_answer = True
+                    self._health.unanswered(failure)
                 raise failure from None
             except UnicodeError:  # httpx reads Location whether or not it is to follow it
                 raise BadAnswer(f"{what}: redirected to what is no host name") from None
@@ -628,6 +629,10 @@ class ApiClient:
                 )
             if response.status_code not in _NO_ANSWER | {401}:
                 self._health.answered()
+            elif response.status_code in _NO_ANSWER:
+                failure = TemporaryFailure(self._told(response, ""))
+                failure.facts = self._facts(response)
+                self._health.unanswered(failure)
             # From here on silence means a stall. The transport looks this up as it reads.
             response.request.extensions.get("timeout", {})["read"] = self._idle_timeout_s
             if response.status_code not in _REDIRECTS or "Location" not in response.headers:

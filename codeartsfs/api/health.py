@@ -155,6 +155,18 @@ class Health:
             self._failed.clear()
             self._pause_s = _FIRST_PAUSE_S
             self._pause()
+        self._is(condition, failure)
+
+    def unanswered(self, failure: Exception) -> None:
+        """Take note that a request got no answer, whether or not it will be sent again.
+
+        Who asks whether we are still refused does not come to send it again, nor to give it up.
+        """
+        if self.state.condition == "refused":
+            self.last_failure = Mishap(time.time(), str(failure))
+            self._is("down", failure)
+
+    def _is(self, condition: str, failure: Exception) -> None:
         if self.state.condition != condition:
             refused = condition == "refused"
             said = "refuses our credentials" if refused else "does not answer"

@@ -253,6 +253,19 @@ async def test_what_is_the_matter_may_change(autojump_clock: MockClock) -> None:
         assert client.state.condition == "refused"
 
 
+@pytest.mark.parametrize("trouble", [GONE, problem(502)])
+async def test_refused_credentials_are_not_blamed_for_an_outage_that_follows(
+    trouble: Exception | httpx.Response, autojump_clock: MockClock
+) -> None:
+    network = Network(problem(401), problem(401), problem(401), trouble)
+    async with client_on(network, pace=Pace(requests_per_second=0)) as client:
+        await fails(client, *RECORDS[:3])
+        assert client.state.condition == "refused"
+        await trio.sleep(1)
+        assert await fails(client, *RECORDS[3:5]) == [NotAsked, NotAsked]
+        assert client.state.condition == "down"
+
+
 async def test_what_went_wrong_is_remembered_when_it_is_over(autojump_clock: MockClock) -> None:
     network = Network(problem(401), good_stages())
     async with client_of(network) as client:
