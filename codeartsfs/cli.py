@@ -71,7 +71,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # of which click would make 1: of grep "nothing found"
-            click.echo(err=True)  # the shell's prompt, not behind the ^C
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the shell's prompt, not behind the ^C
             sys.exit(exits.INTERRUPTED)
 
 
