@@ -3,7 +3,7 @@
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
@@ -49,9 +49,15 @@ class Trail:
 
     ``spent_on`` writes it, from far below where the work is known. Whoever waited for a part of
     the work asks what that part was spent on.
+
+    Attributes:
+        trouble: what went wrong last, and was tried again; empty where nothing was.
+        facts: the same by name, as ``CodeArtsError`` has it.
     """
 
     def __init__(self, doing: str) -> None:
+        self.trouble = ""
+        self.facts: Mapping[str, str | int] = {}
         self._turns: deque[tuple[float, str]] = deque([(time.monotonic(), doing)], _MOST_TURNS)
 
     @property
@@ -82,6 +88,13 @@ class _Part:
 
 
 _PART: ContextVar[_Part | None] = ContextVar("part", default=None)
+
+
+def tried_in_vain(trouble: str, facts: Mapping[str, str | int]) -> None:
+    """Say what has gone wrong just now, and will be tried again."""
+    part = _PART.get()
+    if part is not None and not part.over:
+        part.trail.trouble, part.trail.facts = trouble, facts
 
 
 @contextmanager

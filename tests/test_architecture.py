@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"names", "errors", "model", "priority", "timing"},
     "builds": {"names", "errors", "model", "spelling"},
     "logs": {"names", "errors", "model", "priority", "timing"},
-    "fs": {"names", "errors", "model", "spelling", "builds", "logs", "timing", "asking"},
+    "fs": {"names", "errors", "model", "spelling", "builds", "logs", "timing", "asking", "human"},
     "emulator": {"names", "model", "api.wire"},
     "notify": set(),
     "background": set(),

@@ -19,7 +19,7 @@ import trio
 
 from codeartsfs.errors import NO_FACTS, ApiUnavailable, Facts
 from codeartsfs.priority import in_background
-from codeartsfs.timing import spent_on
+from codeartsfs.timing import spent_on, tried_in_vain
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +242,7 @@ class Attempts:
             failure,
             extra={"attempt": self._failed, "wait_s": round(wait_s, 1)},
         )
+        tried_in_vain(str(failure), failure.facts)
         with self._pace._waiting("throttled" if failure.throttled else "retry"):
             await trio.sleep(wait_s)
 

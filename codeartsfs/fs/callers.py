@@ -14,6 +14,8 @@ from pathlib import Path
 
 import trio
 
+from codeartsfs.errors import NO_FACTS, Facts
+
 _LOOK_EVERY_S = 0.2
 _NAME_BYTES = 15  # of a program's name, in proc(5) comm
 _MOST_ARGUMENT_BYTES = 128 << 10  # as many as xargs gives
@@ -43,7 +45,18 @@ class CallerKilled(Exception):
 
 
 class DeadlineExceeded(Exception):
-    """The answer did not come within the deadline."""
+    """The answer did not come within the deadline.
+
+    Attributes:
+        waited_for: what the time was spent on, in words; empty where that is not known.
+        facts: as ``CodeArtsError`` has it, of what was tried in vain meanwhile.
+    """
+
+    waited_for = ""
+    facts: Facts = NO_FACTS
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}{'; ' * bool(self.waited_for)}{self.waited_for}"
 
 
 @dataclass(eq=False, slots=True)

@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
+from codeartsfs import human
 from codeartsfs.fs import callers
 from codeartsfs.fs.nodes import LogFile, Node
 from codeartsfs.logs.store import LogStore
-from codeartsfs.timing import Durations
+from codeartsfs.timing import Durations, Trail
 
 _SLOW_S = 0.1  # what took less is only counted
 _MOST_SLOW = 20
@@ -93,15 +94,31 @@ class _Timed:
         if failure is not None:
             waits.failures[self._operation] += 1
         if took_s >= _SLOW_S:
-            waits.keep(self._explained(now, failure))
+            slow = self._explained(now)
+            if isinstance(failure, callers.DeadlineExceeded):
+                self._explain(failure, slow.waited_for)
+            if failure is not None:
+                slow = replace(slow, error=str(failure) or type(failure).__name__)
+            waits.keep(slow)
 
-    def _explained(self, now: float, failure: BaseException | None) -> SlowOperation:
-        took_s = now - self._began
-        spent, size_bytes = {}, None
+    def _explain(self, failure: callers.DeadlineExceeded, waited_for: dict[str, float]) -> None:
+        """Say why it took so long, and if the API said something meanwhile, what."""
+        spent = ", ".join(f"{what} {human.span(seconds)}" for what, seconds in waited_for.items())
+        failure.waited_for = f"spent on {spent}"
+        trail = self._trail()
+        if trail is not None and trail.trouble:
+            failure.waited_for += f"; last tried in vain: {trail.trouble}"
+            failure.facts = trail.facts
+
+    def _trail(self) -> Trail | None:
+        return self._waits.store.trail(self._node.key) if isinstance(self._node, LogFile) else None
+
+    def _explained(self, now: float) -> SlowOperation:
+        took_s, trail = now - self._began, self._trail()
+        spent = trail.between(self._began, now) if trail else {}
+        size_bytes = None
         if isinstance(self._node, LogFile):
-            store, key = self._waits.store, self._node.key
-            spent = store.spent(key, self._began, now)
-            known = store.peek(key)
+            known = self._waits.store.peek(self._node.key)
             size_bytes = known.size_bytes if known else None
         spent["other"] = max(0.0, took_s - sum(spent.values()))
         return SlowOperation(
@@ -116,5 +133,5 @@ class _Timed:
                 if seconds >= 0.001
             },
             size_bytes=size_bytes,
-            error=(str(failure) or type(failure).__name__) if failure else "",
+            error="",
         )

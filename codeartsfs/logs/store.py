@@ -556,10 +556,9 @@ class LogStore:
         )
         return tuple(sorted(told, key=lambda status: -status.age_s))
 
-    def spent(self, key: LogKey, begin: float, end: float) -> dict[str, float]:
-        """Return what the last look at a log spent its seconds on, between two monotonic times."""
-        trail = self._trails.get(key)
-        return trail.between(begin, end) if trail else {}
+    def trail(self, key: LogKey) -> Trail | None:
+        """Return what the last look at a log spends its time on; None of one long ago."""
+        return self._trails.get(key)
 
     def check_invariants(self) -> None:
         for key, entry in self._logs.items():

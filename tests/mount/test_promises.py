@@ -237,11 +237,25 @@ def test_a_log_that_does_not_come_in_time_is_a_timeout_and_the_mount_lives(
 ) -> None:
     emulator = rig.emulator(recordings, "task_log:delay=30")
     mounted = rig.mount(emulator, "--deadline", "1")
-    mounted.expect_logged("WARNING codeartsfs.fs.reply: .*: ETIMEDOUT: ")
+    mounted.expect_logged(
+        "WARNING codeartsfs.fs.reply: .*: ETIMEDOUT: .*: no answer within the deadline of 1 s;"
+        " spent on first_byte 1 s, "
+    )
     outcome = rig.run("cat", mounted / LOG, timeout_s=20)
     assert outcome.err == failure("cat", mounted / LOG, errno.ETIMEDOUT)
     emulator.faults()
     assert rig.run("cat", mounted / OTHER_LOG).out == LINES
+
+
+def test_a_timeout_says_what_the_api_answered_meanwhile(rig: Rig, recordings: Path) -> None:
+    emulator = rig.emulator(recordings, "task_log:throttle,retry-after=1")
+    mounted = rig.mount(emulator, "--deadline", "2")
+    mounted.expect_logged(
+        r"WARNING codeartsfs.fs.reply: .*: ETIMEDOUT: .*; spent on throttled .*; last tried in"
+        r" vain: GET /v4/.*: HTTP 429 \(request [0-9a-f]+\)"
+    )
+    outcome = rig.run("cat", mounted / LOG, timeout_s=20)
+    assert outcome.err == failure("cat", mounted / LOG, errno.ETIMEDOUT)
 
 
 # Bounded: callers can be killed, and nobody waits for others.
