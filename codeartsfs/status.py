@@ -119,6 +119,7 @@ def as_json(now: Snapshot) -> bytes:
         "authentication": {
             "kind": now.credentials,
             "expires_at_s": _later(now, now.credentials_expire_in_s),
+            "refused": now.trouble.refused,
             "last_refusal": refusal.error if refusal else "",
             "last_refusal_at_s": round(refusal.at_s, 3) if refusal else None,
         },

@@ -86,7 +86,7 @@ NOW = Snapshot(
     memory=Tier(1, 64 << 20, 1),
     disk=Tier(2, 2 << 30, 2),
     api=ApiState("down", 1_700_000_050.0, "nobody answers"),
-    trouble=ApiTrouble(Mishap(1.7e9, "nobody answers"), Mishap(1.6e9, "expired"), 4.0),
+    trouble=ApiTrouble(Mishap(1.7e9, "nobody answers"), Mishap(1.6e9, "expired"), True, 4.0),
     counts=ApiCounts(8, 2, 1, 5, 1, 0, {"pace": 1.5, "slot": 0.0}),
     calls={"task_log": CallCounts(Counter({"2xx": 6, "none": 2}), took(0.05, 0.3), 1234)},
 )

@@ -141,11 +141,13 @@ class ApiTrouble:
     """What went wrong, last and now.
 
     Attributes:
+        refused: our credentials were, and nothing was answered since.
         asks_again_in_s: while the API is not asked: when one request will be let pass.
     """
 
     last_failure: Mishap | None
     last_refusal: Mishap | None
+    refused: bool
     asks_again_in_s: float | None
 
 
@@ -285,7 +287,9 @@ class ApiClient:
     @property
     def trouble(self) -> ApiTrouble:
         health = self._health
-        return ApiTrouble(health.last_failure, health.last_refusal, health.asks_again_in_s)
+        return ApiTrouble(
+            health.last_failure, health.last_refusal, health.refused, health.asks_again_in_s
+        )
 
     def calls(self) -> dict[str, CallCounts]:
         """Return what became of the requests so far, by kind of call."""

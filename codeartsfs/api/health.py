@@ -84,6 +84,7 @@ class Health:
         self.state = ApiState()
         self.last_failure: Mishap | None = None
         self.last_refusal: Mishap | None = None  # of our credentials
+        self.refused = False  # and nothing was answered since
         self._failed: set[str] = set()
         self._answered_at = -float("inf")  # trio's clock
         self._pause_s = _FIRST_PAUSE_S
@@ -127,6 +128,7 @@ class Health:
     def answered(self) -> None:
         """Take note of an answer to some request, be it a pleasant one or not."""
         self._failed.clear()
+        self.refused = False
         self._answered_at = trio.current_time()
         if self.state.condition != "ok":
             log.warning("the API answers again")
@@ -143,6 +145,7 @@ class Health:
         self.last_failure = Mishap(time.time(), str(failure))
         if isinstance(failure, AccessDenied) and not isinstance(failure, Forbidden):
             condition, self.last_refusal = "refused", self.last_failure
+            self.refused = True
         elif isinstance(failure.__cause__, TemporaryFailure) and failure.__cause__.no_answer:
             condition = "down"
         else:

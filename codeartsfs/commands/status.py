@@ -136,7 +136,9 @@ class _Looker:
     def _look_at(self, path: Path, question: Question[bytes]) -> Look:
         try:
             said = json.loads(question.answer())
-            return {**said, "state": said["api"]["condition"]}
+            # Before the API is taken for one that refuses us, it has to do so three times.
+            refused = said.get("authentication", {}).get("refused")
+            return {**said, "state": "refused" if refused else said["api"]["condition"]}
         except NoAnswer as failure:
             self._stuck[path] = question
             end = f"codeartsfs umount --lazy {shlex.quote(spell_path(path))}"
@@ -246,7 +248,7 @@ def _credentials(look: Look) -> str:
     text = str(look["credentials"])
     if told.get("expires_at_s"):
         text += f", expires in {human.span(max(0.0, told['expires_at_s'] - time.time()))}"
-    if told.get("last_refusal"):
+    if told.get("refused"):
         text += f", refused{_since(told['last_refusal_at_s'])}: {told['last_refusal']}"
     return text
 

@@ -269,13 +269,14 @@ async def test_refused_credentials_are_not_blamed_for_an_outage_that_follows(
 async def test_what_went_wrong_is_remembered_when_it_is_over(autojump_clock: MockClock) -> None:
     network = Network(problem(401), good_stages())
     async with client_of(network) as client:
-        assert client.trouble == ApiTrouble(None, None, None)
+        assert client.trouble == ApiTrouble(None, None, False, None)
         await fails(client, *RECORDS[:2])
         assert client.state.condition == "ok"
         refusal = client.trouble.last_refusal
         assert refusal is not None
         assert "HTTP 401" in refusal.error
         assert client.trouble.last_failure == refusal
+        assert not client.trouble.refused
 
 
 async def test_when_it_asks_again_is_told_while_it_does_not_ask(autojump_clock: MockClock) -> None:

@@ -325,6 +325,25 @@ def test_refused_credentials_are_told_and_never_shown(rig: Rig, recordings: Path
     assert TOKEN.encode() not in shown
 
 
+def test_one_refusal_is_told_until_something_is_answered(
+    rig: Rig, recordings: Path, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("of somebody else")
+    credentials = {"CODEARTSFS_TOKEN_FILE": os.fspath(token)}
+    mounted = rig.mount(rig.emulator(recordings), credentials=credentials)
+    mounted.permit_logged("EACCES")
+    rig.run("stat", mounted / log_of(0))
+    outcome = status(rig, mounted.path)
+    assert outcome.code == WRONG
+    assert b"the API refuses the credentials, mounted " in outcome.out
+    token.write_text(TOKEN)
+    wait_until(lambda: rig.run("cat", mounted / log_of(0)).code == 0)
+    outcome = status(rig, mounted.path)
+    assert outcome.code == 0
+    assert b"refuse" not in outcome.out.split(b"credentials")[1].splitlines()[0]
+
+
 @needs_root
 def test_a_mount_of_somebody_else_is_theirs_to_judge(rig: Rig, recordings: Path) -> None:
     mounted = rig.mount(rig.emulator(recordings))
