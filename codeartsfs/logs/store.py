@@ -589,8 +589,9 @@ class LogStore:
                     self._hits += counted
                     return entry
                 flight = self._board(entry, wanted)
-                # A running log must be fresh to be opened; any other that is here may be used.
-                usable = entry.complete and (entry.stateless or not wanted)
+                # A running log must be fresh to be opened, one that ran when it was seen last must
+                # be looked at: it may be a part. Any other that is here may be used.
+                usable = entry.complete and (not wanted or (entry.stateless and not entry.part))
                 with trio.move_on_after(_REFRESH_PATIENCE_S if usable else float("inf")):
                     await flight.sized.wait()
                 self._misses += counted and flight.asked
@@ -627,7 +628,7 @@ class LogStore:
             return True
         if not entry.stateless:
             return trio.current_time() - entry.checked_at < self._refresh_every_s(entry)
-        if trio.current_time() < entry.retry_at:
+        if trio.current_time() < entry.retry_at and not entry.part:
             return True
         age_s = (time.time_ns() - entry.checked_ns) / 1e9
         doublings = min(entry.unchanged, _MOST_DOUBLINGS)
