@@ -68,6 +68,7 @@ def test_a_file_gives_settings_as_text(file: Path) -> None:
         ("endpoint = ['x']", ["FILE:1: endpoint must be a single value"]),
         ("refresh = 'soon'", ["FILE:1: refresh: 'soon' is not a number of seconds"]),
         ("prefetch = -1\nsettle = 0", ["FILE:1: prefetch: -1 is not", "FILE:2: settle: '0' is"]),
+        ("refresh = 1\ncache-size = 1\ncache_size = 2", ["FILE:3: cache_size was set before"]),
         (f"token = '{SECRET}'", ["FILE:1: unknown key 'token'; secrets belong into"]),
     ],
 )

@@ -69,6 +69,8 @@ def read(path: Path, options: Iterable[click.Option], *, required: bool) -> Cont
     for key, value in values.items():
         name = key.replace("-", "_")
         try:
+            if name in given:
+                raise click.UsageError(f"{key} was set before, as {given[name].key}")
             setting = _checked(name, value, known)
         except click.UsageError as mistake:
             wrong.append(f"{_place(path, text, key)}: {mistake.message}")
