@@ -274,7 +274,11 @@ def clear(tier: "DiskTier", root: Path, pinned_too: bool, yes: bool) -> None:
         for record in tier.pinned_records():
             tier.unpin(record)
     evicted = tier.evict(0)
-    click.echo(f"{_amount(evicted)} removed, {human.size(_bytes(tier.entries()))} left")
+    left = list(tier.entries())
+    click.echo(f"{_amount(evicted)} removed, {human.size(_bytes(left))} left")
+    stuck = {entry.key for entry in going}.difference(entry.key for entry in evicted)
+    if any(entry.key in stuck and not entry.pinned for entry in left):
+        exits.refuse("not all could be removed", exits.FAILURE)
 
 
 records_argument = click.argument(

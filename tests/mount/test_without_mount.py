@@ -599,6 +599,18 @@ def test_clear_asks_and_leaves_what_is_pinned(run: Commands, keep: Commands) -> 
     assert keep.kept() == set()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_cache_that_cannot_be_cleared_is_a_failure(run: Commands, keep: Commands) -> None:
+    run("fetch", FIRST)
+    subprocess.run(["mount", "--bind", "-o", "ro", keep.cache, keep.cache], check=True)
+    try:
+        outcome = keep("cache", "clear", "--yes")
+    finally:
+        subprocess.run(["umount", keep.cache], check=True)
+    assert outcome.code == 1
+    assert b"Error: not all could be removed" in outcome.err
+
+
 def test_a_mount_reads_on_while_its_cache_is_cleared(
     rig: Rig, keep: Commands, emulator: Emulator
 ) -> None:
