@@ -20,9 +20,12 @@ def mounts(chosen: Path | None) -> Sequence[Finding]:
     ours = mountpoint.mounts(by=os.geteuid())
     if chosen is None:
         return [_answers(path) for path in ours] or [ok("mount", "none just now")]
-    path = chosen.parent.resolve() / chosen.name
-    if path not in ours:  # so looking at it cannot hang
-        path = path.resolve()
+    try:
+        path = mountpoint.real_path(chosen.parent) / chosen.name
+        if path not in ours:
+            path = mountpoint.real_path(path)
+    except mountpoint.MountPointError as error:
+        return [failed("mount", spell_path(str(error)), "give the directory that is mounted")]
     if path not in ours and path in mountpoint.mounts():
         found = f"{spell_path(path)} is somebody else's mount"
         return [warning("mount", found, "ask as who mounted it, or as root")]

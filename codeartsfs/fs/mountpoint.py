@@ -137,15 +137,16 @@ def prepare(path: Path) -> Path:
         MountPointError: it is missing, no directory, or something is mounted there already.
     """
     if _is_dead(path):
-        resolved = path.parent.resolve() / path.name
+        resolved = real_path(path.parent) / path.name
         if mounted_type(resolved) != FS_TYPE:
             raise MountPointError(f"{path}: a dead mount of another kind is in the way")
         unmount(path)
     try:
-        resolved = path.resolve(strict=True)
-    except RuntimeError:  # what Python before 3.13 makes of ELOOP
-        raise MountPointError(f"mount point {path} is a symbolic link in a circle") from None
+        resolved = real_path(path, strict=True)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            said = f"mount point {path} is a symbolic link in a circle"
+            raise MountPointError(said) from None
         raise MountPointError(
             f"mount point {path}: {error.strerror}; create it with: mkdir -p {path}"
         ) from None
@@ -166,7 +167,8 @@ def unmount(path: Path, *, lazy: bool = True) -> None:
     resolved = Path(os.path.abspath(path))
     kind = mounted_type(resolved)
     if kind != FS_TYPE:  # else it is not looked at: one that hangs would hang us
-        resolved = path.parent.resolve() / path.name if _is_dead(path) else path.resolve()
+        dead = _is_dead(path)
+        resolved = real_path(path.parent) / path.name if dead else real_path(path)
         kind = mounted_type(resolved)
     if kind != FS_TYPE:
         raise MountPointError(f"{path} is not a mount of codeartsfs")
@@ -204,7 +206,7 @@ def _is_dead(path: Path) -> bool:
     Raises:
         MountPointError: the daemon is there, but does not answer.
     """
-    kind = mounted_type(path.parent.resolve() / path.name)
+    kind = mounted_type(real_path(path.parent) / path.name)
     if kind is None or not kind.startswith("fuse"):
         return False
     try:
@@ -215,6 +217,19 @@ def _is_dead(path: Path) -> bool:
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
+
+
+def real_path(path: Path, *, strict: bool = False) -> Path:
+    """Return a path without symbolic links, though it may lie in a mount that hangs.
+
+    Raises:
+        MountPointError: it does.
+        OSError: it is to be there, and is not (``strict``).
+    """
+    try:
+        return Path(asked(lambda: os.path.realpath(path, strict=strict), _ANSWER_TIMEOUT_S))
+    except NoAnswer as error:
+        raise MountPointError(f"{path}: {error}") from None
 
 
 def _unescape(field: str) -> str:

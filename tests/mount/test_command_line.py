@@ -189,6 +189,9 @@ def test_a_mount_that_is_stuck_hangs_nobody_and_can_be_unmounted_lazily(
     try:
         error = refusal(codeartsfs(rig, "umount", mounted.path), EXIT_MOUNT_POINT)
         assert "its daemon is stopped or stuck" in error
+        for command in (("umount", mounted / "x"), ("mount", mounted / "x", *NOWHERE)):
+            error = refusal(codeartsfs(rig, *command, **CREDENTIALS), EXIT_MOUNT_POINT)
+            assert "its daemon is stopped or stuck" in error
         assert codeartsfs(rig, "umount", "--lazy", mounted.path) == Outcome(0, b"", b"")
         assert not is_mounted(mounted.path)
     finally:

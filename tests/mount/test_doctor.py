@@ -85,11 +85,13 @@ def test_a_stopped_daemon_fails_and_hangs_nobody(rig: Rig, emulator: Emulator) -
     mounted.process.send_signal(signal.SIGSTOP)
     try:
         wait_until(lambda: ") T " in Path(f"/proc/{mounted.process.pid}/stat").read_text())
-        outcome = doctor(rig, mounted.path, "--json", *options(rig, emulator))
+        places = (mounted.path, mounted / "in it")
+        outcomes = [doctor(rig, path, "--json", *options(rig, emulator)) for path in places]
     finally:
         mounted.process.send_signal(signal.SIGCONT)
-    assert outcome.code == 1
-    assert "its daemon is stopped or stuck" in findings(outcome)["mount"]["found"]
+    for outcome in outcomes:
+        assert outcome.code == 1
+        assert "its daemon is stopped or stuck" in findings(outcome)["mount"]["found"]
 
 
 def test_what_is_no_mount_fails(rig: Rig, emulator: Emulator, tmp_path: Path) -> None:
