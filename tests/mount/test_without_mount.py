@@ -452,14 +452,16 @@ PRINTING = [
 
 
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
-def test_a_reader_that_leaves_is_no_error(run: Commands, arguments: tuple[str, ...]) -> None:
+def test_a_reader_that_leaves_is_no_error(
+    run: Commands, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     run("fetch", FIRST)
     outlet, inlet = os.pipe()
     os.close(outlet)
     with open(inlet, "wb") as nobody:
         process = subprocess.run(
             run.line(*arguments),
-            env=run.environment(),
+            env=run.environment(TMPDIR=str(tmp_path)),
             stdout=nobody,
             stderr=subprocess.PIPE,
             timeout=30,
@@ -471,11 +473,11 @@ def test_a_reader_that_leaves_is_no_error(run: Commands, arguments: tuple[str, .
 
 @pytest.mark.parametrize("arguments", [*PRINTING, ("status",), ("doctor",)], ids=" ".join)
 def test_an_output_that_is_closed_is_nobodys_mistake(
-    run: Commands, arguments: tuple[str, ...]
+    run: Commands, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     process = subprocess.run(
         ["bash", "-c", 'exec "$@" >&-', "bash", *run.line(*arguments)],
-        env=run.environment(),
+        env=run.environment(TMPDIR=str(tmp_path)),
         stderr=subprocess.PIPE,
         timeout=30,
         check=False,
@@ -485,13 +487,13 @@ def test_an_output_that_is_closed_is_nobodys_mistake(
 
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
 def test_an_output_that_is_full_is_said_in_one_line(
-    run: Commands, arguments: tuple[str, ...]
+    run: Commands, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     run("fetch", FIRST)
     with open("/dev/full", "wb") as full:
         process = subprocess.run(
             run.line(*arguments),
-            env=run.environment(),
+            env=run.environment(TMPDIR=str(tmp_path)),
             stdout=full,
             stderr=subprocess.PIPE,
             timeout=30,
