@@ -16,6 +16,7 @@ import socket
 import stat
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -167,7 +168,10 @@ class _SystemLog(_Lossy, logging.handlers.SysLogHandler):
 
 def log_file_of(mountpoint: Path) -> Path:
     """Return where a mount in the background logs to without a system log."""
-    name = os.fspath(mountpoint).strip("/").replace("/", "-") or "root"
+    place = os.fspath(mountpoint)
+    name = place.strip("/").replace("/", "-") or "root"
+    if "-" in place:  # else /mnt/ci-logs would share one with /mnt/ci/logs
+        name += f"~{zlib.crc32(os.fsencode(place)):08x}"
     return Path(platformdirs.user_log_dir("codeartsfs")) / f"{name}.log"
 
 

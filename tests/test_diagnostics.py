@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from codeartsfs import diagnostics
-from codeartsfs.diagnostics import Summing
+from codeartsfs.diagnostics import Summing, log_file_of
 from codeartsfs.errors import ApiUnavailable, CodeArtsError
 from codeartsfs.names import LogKey, LogLevel, Stage, parse_record_id
 
@@ -339,3 +339,10 @@ def test_debug_is_switched_on_and_off(file: Path) -> None:
     assert diagnostics.toggle_debug() == "log level debug, was warning"
     assert diagnostics.toggle_debug() == "log level warning, was debug"
     assert logging.getLogger().level == logging.WARNING
+
+
+def test_mounts_in_the_background_do_not_share_a_log() -> None:
+    places = map(Path, ("/mnt/ci-logs", "/mnt/ci/logs", "/mnt-ci/logs", "/mnt/builds", "/"))
+    files = [log_file_of(place) for place in places]
+    assert len(set(files)) == 5
+    assert files[3].name == "mnt-builds.log"

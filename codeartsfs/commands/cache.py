@@ -322,7 +322,10 @@ def _record_ids(texts: Iterable[str]) -> "list[RecordId]":
     for text in texts:
         record = parse_record_id(text.rstrip("/"))
         if record is None:
-            raise click.UsageError(f"{text!r} is not the id of a record: 36 of 0-9, a-z and -")
+            raise click.UsageError(
+                f"{text!r} is not the id of a record: 36 of 0-9, a-z and -; codeartsfs cache list"
+                " shows it, and fetch --pin takes names of jobs, too"
+            )
         records.append(record)
     return records
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +21,6 @@ from codeartsfs.fs.callers import (
     lists_only,
     paths_given,
     process_of,
-    program,
 )
 
 Start = Callable[[str], subprocess.Popen[bytes]]
@@ -192,13 +190,15 @@ async def test_watch_costs_nothing_while_nobody_waits(autojump_clock: MockClock)
 def test_paths_on_a_command_line_are_told_in_order(tmp_path: Path) -> None:
     (tmp_path / "mnt" / "a").mkdir(parents=True)
     words = ["-n", f"{tmp_path}/mnt/b/stage1.info.log", "../c", ".", "/etc/passwd", "../../d", ""]
-    command = ["sh", "-c", "read line; exit", *words]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=tmp_path / "mnt" / "a") as process:
-        while len(program(process.pid)) != 2:  # until it is the shell
-            time.sleep(0.001)
+    command = ["sh", "-c", "echo; read line; exit", *words]
+    with subprocess.Popen(
+        command, cwd=tmp_path / "mnt" / "a", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"  # it is the shell now
         assert paths_given(process.pid, tmp_path / "mnt") == (
             "a/-c",
-            "a/read line; exit",
+            "a/echo; read line; exit",
             "a/-n",
             "b/stage1.info.log",
             "c",

@@ -375,7 +375,7 @@ def open_rig(folder: Path) -> Iterator[Rig]:
 
 def is_mounted(path: Path) -> bool:
     """Tell whether something is mounted there, without touching it."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     return os.fspath(path) in [line.split(" ")[4] for line in lines]
 
 
