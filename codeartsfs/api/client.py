@@ -678,7 +678,9 @@ class ApiClient:
             await chunks.aclose()
         message = api_error_in(body) or ApiMessage("", response.reason_phrase)
         status = response.status_code
-        return self._verdict(status, message, response, absent, no_log_on_400=no_log_on_400)
+        failure = self._verdict(status, message, response, absent, no_log_on_400=no_log_on_400)
+        failure.facts = self._facts(response, message)
+        return failure
 
     def _enveloped(
         self,
@@ -691,25 +693,14 @@ class ApiClient:
         """Say what an error that came with HTTP 200 means: what it would with its own status."""
         status = message.status
         if status is None:
+            failure: CodeArtsError | TemporaryFailure
             failure = ApiUnavailable(self._told(response, "", message))
-            failure.facts = self._facts(response, message)
-            return failure
-        return self._verdict(status, message, response, absent, no_log_on_400=no_log_on_400)
-
-    def _verdict(
-        self,
-        status: int,
-        message: ApiMessage,
-        response: httpx.Response,
-        absent: Callable[[str], NotFound],
-        *,
-        no_log_on_400: bool,
-    ) -> CodeArtsError | TemporaryFailure:
-        failure = self._meaning(status, message, response, absent, no_log_on_400=no_log_on_400)
+        else:
+            failure = self._verdict(status, message, response, absent, no_log_on_400=no_log_on_400)
         failure.facts = self._facts(response, message)
         return failure
 
-    def _meaning(
+    def _verdict(
         self,
         status: int,
         message: ApiMessage,
