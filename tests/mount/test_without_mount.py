@@ -782,7 +782,8 @@ def test_the_copy_goes_with_the_terminal(run: Commands, tmp_path: Path, end: int
     scratch.mkdir()
     pager = f"sh -c 'touch {tmp_path}/shown; sleep 60'"
     process = subprocess.Popen(
-        run.line("open", "--pager", FIRST, "1"),
+        # Who runs these tests may ignore SIGHUP, as nohup(1) does.
+        ["env", "--default-signal=HUP", *run.line("open", "--pager", FIRST, "1")],
         env=run.environment(TMPDIR=os.fspath(scratch), PAGER=pager),
         start_new_session=True,
     )
