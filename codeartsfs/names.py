@@ -14,6 +14,9 @@ CONTROL_DIR = ".codeartsfs"
 STATUS_FILE = "status.json"
 METRICS_FILE = "metrics"
 
+CACHE_FORMAT = "v1"  # the directory of the layout of a cache directory
+INDEX_FILE = "builds.sqlite3"  # what is known of builds, in there
+
 RecordId = NewType("RecordId", str)
 """One build run: 36 characters, the API's own pattern ``^[0-9a-z-]{36}$`` (a UUID in practice)."""
 

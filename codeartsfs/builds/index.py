@@ -27,11 +27,18 @@ from typing import Any, TypeVar
 import trio
 
 from codeartsfs.model import BuildRecord, Job, LogNote, StageRun
-from codeartsfs.names import LogKey, ProjectId, RecordId, Stage, parse_record_id
+from codeartsfs.names import (
+    CACHE_FORMAT,
+    INDEX_FILE,
+    LogKey,
+    ProjectId,
+    RecordId,
+    Stage,
+    parse_record_id,
+)
 
 log = logging.getLogger(__name__)
 
-INDEX_FILE = "builds.sqlite3"
 INDEX_VERSION = 2
 _WRITE_AFTER_S = 0.5
 _RETRY_AFTER_S = 5.0
@@ -371,7 +378,7 @@ class _File:
 @asynccontextmanager
 async def open_index(cache_dir: Path) -> AsyncIterator[Index]:
     """Run the index of a cache directory; what it was told is on disk when the block is left."""
-    index = Index(cache_dir / "v1" / INDEX_FILE)
+    index = Index(cache_dir / CACHE_FORMAT / INDEX_FILE)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(index.run)

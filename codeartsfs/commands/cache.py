@@ -18,6 +18,7 @@ from codeartsfs.commands import completion, exits
 from codeartsfs.commands.connect import cache_directory
 from codeartsfs.commands.options import cache_dir_option, cache_size_option, config_option
 from codeartsfs.config import size_bytes
+from codeartsfs.names import CACHE_FORMAT, INDEX_FILE
 from codeartsfs.spelling import spell, spell_part
 
 if TYPE_CHECKING:
@@ -82,8 +83,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For programs
 @_on_cache
 def info(tier: "DiskTier", root: Path, as_json: bool) -> None:
     """Say what is in the cache, and how much may be."""
-    from codeartsfs.logs.disk import FORMAT
-
     entries = list(tier.entries())
     final: list[Entry] = []
     growing: list[Entry] = []
@@ -100,7 +99,7 @@ def info(tier: "DiskTier", root: Path, as_json: bool) -> None:
     if as_json:
         content = {
             "path": os.fspath(root),
-            "format": FORMAT,
+            "format": CACHE_FORMAT,
             "limit_bytes": limit_bytes,
             "used_bytes": used_bytes,
             "logs": len(entries),
@@ -118,7 +117,7 @@ def info(tier: "DiskTier", root: Path, as_json: bool) -> None:
     broken = [("  damaged", f"{_amount(damaged)} (see cache verify)")] if damaged else []
     _table(
         [
-            ("cache", f"{root} (format {FORMAT})"),
+            ("cache", f"{root} (format {CACHE_FORMAT})"),
             ("limit", human.size(limit_bytes) + share),
             ("logs", f"{_amount(entries)}, of {human.count(len(records), 'record')}"),
             ("  final", _amount(final)),
@@ -379,7 +378,7 @@ def _status(known: "IndexedRecord | None") -> str:
 
 
 def _index(root: Path) -> list[Path]:
-    return list(root.glob("v1/builds.sqlite3*"))
+    return list((root / CACHE_FORMAT).glob(f"{INDEX_FILE}*"))
 
 
 def _told(

@@ -26,6 +26,7 @@ from click.shell_completion import (
 
 from codeartsfs.commands import exits
 from codeartsfs.commands.connect import cache_directory
+from codeartsfs.names import CACHE_FORMAT, INDEX_FILE
 from codeartsfs.spelling import spell, spell_all
 
 VARIABLE = "_CODEARTSFS_COMPLETE"
@@ -187,7 +188,7 @@ def _unsealed(stored: str) -> Any:
 def _rows(ctx: click.Context, sql: str, *values: object) -> list[Any]:
     chosen = ctx.params.get("cache_dir") or os.environ.get("CODEARTSFS_CACHE_DIR")
     directory = cache_directory(chosen)
-    if directory is None or not (index := directory / "v1" / "builds.sqlite3").is_file():
+    if directory is None or not (index := directory / CACHE_FORMAT / INDEX_FILE).is_file():
         return []
     # What nobody writes is read without leaving SQLite's side files behind.
     written = index.with_name(index.name + "-wal").exists()

@@ -71,16 +71,15 @@ def use_session(
 ) -> None:
     """Run a task that needs no mount: with a session, and what finds things by their names.
 
-    Ends the command where there can be no session, and at Ctrl-C.
+    Sets up the log as well, by the values of ``logging_options``. Ends the command where there
+    can be no session, and at Ctrl-C.
     """
-    import trio
-
-    from codeartsfs.api.endpoints import EndpointError
+    from codeartsfs.diagnostics import set_up_logging
     from codeartsfs.fs.mountpoint import mounts
-    from codeartsfs.logs.disk import CacheDirectoryError
     from codeartsfs.selection import Selection
     from codeartsfs.session import open_session, prepare_process
 
+    set_up_logging(settings["log_level"], settings["log_format"], settings["log_file"])
     config, credentials = session_config(settings)
     prepare_process()
     try:
@@ -93,14 +92,28 @@ def use_session(
             await task(session, Selection(session, mounts(), here))
 
     try:
+        run_session(run)
+    except KeyboardInterrupt:
+        sys.exit(exits.INTERRUPTED)
+
+
+def run_session(task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    """Run an event loop for a task that opens a session; end the command where that cannot be.
+
+    Nurseries group what they raise; of a failed start there is only one thing to say.
+    """
+    import trio
+
+    from codeartsfs.api.endpoints import EndpointError
+    from codeartsfs.logs.disk import CacheDirectoryError
+
+    try:
         try:
-            trio.run(run)
+            trio.run(task, *arguments)
         except BaseExceptionGroup as group:
             raise exits.first(group) from group
     except (EndpointError, CacheDirectoryError) as error:
         exits.refuse(str(error), exits.USAGE)
-    except KeyboardInterrupt:
-        sys.exit(exits.INTERRUPTED)
 
 
 def levels(chosen: str) -> "tuple[LogLevel, ...]":

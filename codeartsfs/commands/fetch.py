@@ -62,9 +62,6 @@ def fetch(
     pin: bool,
     jobs: int | None,
     quiet: bool,
-    log_level: str,
-    log_format: str,
-    log_file: str | None,
     **settings: Any,
 ) -> None:
     """Download logs into the cache, where mounts find them.
@@ -76,13 +73,10 @@ def fetch(
     Exit codes: 0 all is in the cache, 1 not all, 2 usage or configuration, 3 credentials,
     130 interrupted.
     """
-    from codeartsfs.diagnostics import set_up_logging
-
     if settings["cache_dir"] == "none":
         raise click.UsageError("there is nothing to fetch into with --cache-dir none")
     settings["max_downloads"] = jobs or settings["max_downloads"]
     settings["builds_per_job"] = max(settings["builds_per_job"], builds)
-    set_up_logging(log_level, log_format, log_file)
     report = _Report(quiet)
 
     async def run(session: "Session", selection: "Selection") -> None:

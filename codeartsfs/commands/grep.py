@@ -117,9 +117,6 @@ def grep(
     level: str,
     stages: tuple[str, ...],
     builds: int,
-    log_level: str,
-    log_format: str,
-    log_file: str | None,
     **settings: Any,
 ) -> None:
     """Search logs, downloading ahead; prints path:line:text in the order of the names.
@@ -130,8 +127,6 @@ def grep(
     Exit codes: 0 found, 1 nothing found, 2 a log could not be had, or usage;
     3 credentials, 130 interrupted.
     """
-    from codeartsfs.diagnostics import set_up_logging
-
     if not patterns:
         patterns, words = words[:1], words[1:]
     if not words:
@@ -145,7 +140,6 @@ def grep(
     quiet = "-q" in options
     matcher = _Matcher([*options, f"--color={'never' if os.environ.get('NO_COLOR') else color}"])
     settings["builds_per_job"] = max(settings["builds_per_job"], builds)
-    set_up_logging(log_level, log_format, log_file)
     failed = False
 
     async def run(session: "Session", selection: "Selection") -> None:

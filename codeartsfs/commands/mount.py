@@ -3,7 +3,8 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from codeartsfs.commands import completion, exits
-from codeartsfs.commands.connect import session_config
+from codeartsfs.commands.connect import run_session, session_config
 from codeartsfs.commands.options import (
     api_options,
     cache_options,
@@ -61,15 +62,11 @@ def mount(
 
     background.occupy_standard_files()
     session, credentials = session_config(settings)
-    try:
+    with _refusing():
         mountpoints.check_fuse()
         mountpoints.check_options(options.kernel)
         mountpoints.check_owner(options.uid, options.gid, 0o555 & ~options.directory_mask)
         where = mountpoints.prepare(mountpoint)
-    except mountpoints.NoFuseError as error:
-        exits.refuse(str(error), exits.NO_FUSE)
-    except mountpoints.MountPointError as error:
-        exits.refuse(str(error), exits.MOUNT_POINT)
     cache = session.cache_dir
     if cache is not None and cache.resolve().is_relative_to(where):
         raise click.UsageError(f"the cache directory {cache} must not lie below the mount point")
@@ -97,23 +94,23 @@ def mount(
 
 
 def _serve(config: MountConfig, credentials: Any, on_ready: Callable[[], None]) -> None:
-    import trio
-
-    from codeartsfs.api.endpoints import EndpointError
     from codeartsfs.daemon import serve
-    from codeartsfs.fs.mountpoint import MountPointError
-    from codeartsfs.logs.disk import CacheDirectoryError
     from codeartsfs.notify import Notifier
 
-    # Nurseries group what they raise; of a failed start there is only one thing to say.
+    with _refusing():
+        run_session(serve, config, credentials, Notifier(), on_ready)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """End the command where a mount point cannot be used as asked, or FUSE not at all."""
+    from codeartsfs.fs import mountpoint as mountpoints
+
     try:
-        try:
-            trio.run(serve, config, credentials, Notifier(), on_ready)
-        except BaseExceptionGroup as group:
-            raise exits.first(group) from group
-    except (EndpointError, CacheDirectoryError) as error:
-        exits.refuse(str(error), exits.USAGE)
-    except MountPointError as error:
+        yield
+    except mountpoints.NoFuseError as error:
+        exits.refuse(str(error), exits.NO_FUSE)
+    except mountpoints.MountPointError as error:
         exits.refuse(str(error), exits.MOUNT_POINT)
 
 
@@ -124,12 +121,8 @@ def umount(mountpoint: Path, lazy: bool) -> None:
     """Unmount MOUNTPOINT, also after its daemon died."""
     from codeartsfs.fs import mountpoint as mountpoints
 
-    try:
+    with _refusing():
         mountpoints.unmount(mountpoint, lazy=lazy)
-    except mountpoints.NoFuseError as error:
-        exits.refuse(str(error), exits.NO_FUSE)
-    except mountpoints.MountPointError as error:
-        exits.refuse(str(error), exits.MOUNT_POINT)
 
 
 @click.command(short_help="Look at the API now, however new what is known.")

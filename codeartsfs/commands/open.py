@@ -55,9 +55,6 @@ def open_log(
     stage: str | None,
     how: str | None,
     level: str,
-    log_level: str,
-    log_format: str,
-    log_file: str | None,
     **settings: Any,
 ) -> None:
     """Show one log: of STAGE, else of the stage that failed, else of the last one that began.
@@ -67,9 +64,6 @@ def open_log(
 
     Exit codes: 0, 1 it could not be had or shown, 2 usage or configuration, 3 credentials.
     """
-    from codeartsfs.diagnostics import set_up_logging
-
-    set_up_logging(log_level, log_format, log_file)
     how = how or ("pager" if sys.stdout.isatty() else "print")
     program = _program(how)
     shown: Path | None = None

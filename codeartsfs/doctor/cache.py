@@ -9,13 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 from codeartsfs import human
-from codeartsfs.builds.index import INDEX_FILE, INDEX_VERSION
+from codeartsfs.builds.index import INDEX_VERSION
 from codeartsfs.doctor.findings import Finding, failed, ok, skipped, warning
 from codeartsfs.fs.mountpoint import filesystem_of
-from codeartsfs.names import parse_record_id
+from codeartsfs.names import CACHE_FORMAT, INDEX_FILE, parse_record_id
 from codeartsfs.spelling import spell_part, spell_path
 
-_FORMAT = "v1"
 _NETWORK = re.compile(r"nfs.*|cifs|smb.*|ncpfs|afs|ceph|glusterfs|lustre|9p|fuse\..*|virtiofs")
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 _OTHERS = "another directory: --cache-dir"
@@ -36,9 +35,9 @@ def _examined(root: Path, size_bytes: int) -> Iterator[Finding]:
         return
     yield _kind_of_file_system(there)
     yield _room(root, there, size_bytes)
-    if (root / _FORMAT).is_dir():
+    if (root / CACHE_FORMAT).is_dir():
         yield _entries(root)
-        yield _index(root / _FORMAT / INDEX_FILE)
+        yield _index(root / CACHE_FORMAT / INDEX_FILE)
 
 
 def _access(root: Path, there: Path) -> Finding:
@@ -56,7 +55,7 @@ def _access(root: Path, there: Path) -> Finding:
     if not os.access(root, os.W_OK | os.X_OK):
         fix = f"chmod u+rwx {root}, or mount its disk read-write; what is in it is read anyway"
         return warning(name, f"{root} cannot be written to", fix)
-    private = root / _FORMAT
+    private = root / CACHE_FORMAT
     if private.is_dir() and stat.S_IMODE(private.stat().st_mode) & 0o077:
         return warning(name, f"{private} is open to others", f"chmod 700 {private}")
     return ok(name, f"{root} is ours and can be written to")
@@ -86,7 +85,7 @@ def _room(root: Path, there: Path, size_bytes: int) -> Finding:
 
 
 def _logs(root: Path) -> Iterator[os.DirEntry[str]]:
-    for record in _scan(root / _FORMAT):
+    for record in _scan(root / CACHE_FORMAT):
         if parse_record_id(record.name) and record.is_dir(follow_symlinks=False):
             for entry in _scan(Path(record.path)):
                 if entry.is_file(follow_symlinks=False):
@@ -105,20 +104,20 @@ def _entries(root: Path) -> Finding:
     """Look for what is not ours: formats of other versions, files of strangers."""
     name = "cache entries"
     known = {"tmp", "pins", INDEX_FILE, f"{INDEX_FILE}-wal", f"{INDEX_FILE}-shm"}
-    strange = [f"{e.name}" for e in _scan(root) if e.name != _FORMAT]
+    strange = [f"{e.name}" for e in _scan(root) if e.name != CACHE_FORMAT]
     records = 0
-    for entry in _scan(root / _FORMAT):
+    for entry in _scan(root / CACHE_FORMAT):
         ours = entry.name in known or parse_record_id(entry.name) is not None
         ours = ours and not entry.is_symlink()
         ours = ours and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
         records += ours and entry.name not in known
         if not ours:
-            strange.append(f"{_FORMAT}/{entry.name}")
+            strange.append(f"{CACHE_FORMAT}/{entry.name}")
     if strange:
         first = ", ".join(map(spell_path, sorted(strange)[:3]))
         found = f"{len(strange)} that are not ours ({first}{', ...' if len(strange) > 3 else ''})"
         return warning(name, found, f"see what they are; they are left alone: ls -la {root}")
-    return ok(name, f"logs of {human.count(records, 'record')}, format {_FORMAT}")
+    return ok(name, f"logs of {human.count(records, 'record')}, format {CACHE_FORMAT}")
 
 
 def _index(path: Path) -> Finding:

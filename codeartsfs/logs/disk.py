@@ -45,14 +45,13 @@ from pathlib import Path
 import trio
 
 from codeartsfs.logs.body import Body
-from codeartsfs.names import LogKey, RecordId, parse_record_id
+from codeartsfs.names import CACHE_FORMAT, LogKey, RecordId, parse_record_id
 
 log = logging.getLogger(__name__)
 
 FOOTER_BYTES = 512
 _CHECKED_BYTES = FOOTER_BYTES - 9  # its checksum: a blank and eight digits
 _MAGIC = "codeartsfs-log-1"
-FORMAT = "v1"  # the directory of this layout
 _LOW_WATER = 0.9  # evict down to this share of what pins leave, so that eviction is rare
 _UNSEEN = 0.05  # share of the limit that may be saved until a scan sees what other mounts saved
 _FREE_SPACE_FLOOR = 0.05  # of the file system, left to others
@@ -150,7 +149,7 @@ class DiskTier:
             CacheDirectoryError: it belongs to somebody else, is open to others, or is unusable.
         """
         self.limit_bytes = limit_bytes
-        self._root = root / FORMAT
+        self._root = root / CACHE_FORMAT
         self._tmp = self._root / "tmp"
         self._pins = self._root / "pins"
         # Used by several threads at once: nothing but single operations of a plain dict.

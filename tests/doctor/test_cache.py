@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from codeartsfs.builds.index import INDEX_FILE, INDEX_VERSION
+from codeartsfs.builds.index import INDEX_VERSION
 from codeartsfs.doctor.cache import cache
 from codeartsfs.doctor.findings import State
 from codeartsfs.fs.mountpoint import filesystem_of
+from codeartsfs.names import INDEX_FILE
 
 RECORD = "2cc26382-b2cb-4234-8eb0-b37d362f4d4c"
 SMALL = 1 << 20
